@@ -1,0 +1,81 @@
+"""The `shoal` command.
+
+    shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
+    shoal plan studies/demo.yaml       say what it would run
+    shoal report outputs/demo          write the report again from the results
+    shoal cards                        print this machine's cards for `ray start --resources=...`
+
+Exit status: 0 all is well, 1 a job failed, 2 the input is at fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.errors import EXIT_USER_ERROR, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"shoal: {line}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shoal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="run what is missing of a study and write its report")
+    run.add_argument("study", type=Path, help="study file (YAML)")
+    run.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else Ray is started here)")
+    run.set_defaults(command=_run)
+    plan = commands.add_parser("plan", help="say what a study would run")
+    plan.add_argument("study", type=Path, help="study file (YAML)")
+    plan.set_defaults(command=_plan)
+    report = commands.add_parser("report", help="write the report of a study folder again")
+    report.add_argument("folder", type=Path, help="study folder, e.g. outputs/demo")
+    report.set_defaults(command=_report)
+    cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
+    cards.set_defaults(command=_cards)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from launcher.run import run_study
+
+    return run_study(options.study, address=options.address)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from launcher.plan import print_plan
+
+    return print_plan(options.study)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from launcher.folder import StudyFolder
+    from launcher.report import write_report
+
+    print(write_report(StudyFolder(options.folder)))
+    return 0
+
+
+def _cards(options: argparse.Namespace) -> int:
+    from launcher.cards import local_sizes_gib, resources
+
+    print(json.dumps(resources(local_sizes_gib(None)[0])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

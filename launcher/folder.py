@@ -1,0 +1,128 @@
+"""The study folder, `outputs/<study>/`: the truth about what is finished.
+
+outputs/<study>/
+    study.yaml           the jobs, as they were expanded
+    baselines.json       key of the data -> baselines
+    report.json, report.md
+    jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
+                         predictions.parquet, and last result.json (success) or failure.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from launcher.expand import StudyJob
+from training.errors import UserError
+from training.parse import read_yaml
+from training.result import RunResult, read_result, write_json
+
+Baselines = dict[str, list[dict[str, Any]]]
+"""Key of the data -> its baselines."""
+
+
+def fingerprint(job: StudyJob) -> str:
+    """Return a hash of what can change the job's result: the DeepSpeed file by its content, data by its name.
+
+    Free of where checkout and study lie, so that a study folder can be moved with them.
+    """
+    return replace(job.written, deepspeed=job.spec.deepspeed).fingerprint()
+
+
+class StudyFolder:
+    """Reads and writes `outputs/<study>/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.jobs = root / "jobs"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second `shoal run` of the same study out."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another shoal run is working in {self.root}. Wait for it, or stop it.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def finished(self, job: StudyJob) -> RunResult | None:
+        """Return the job's result where the folder holds one of these very settings."""
+        result = read_result(self.jobs / job.name)
+        return result if result is not None and result.fingerprint == fingerprint(job) else None
+
+    def set_aside_changed(self, jobs: Sequence[StudyJob]) -> list[str]:
+        """Move the folder of each job whose settings changed to `<name>.old-<n>`; return what to tell the user."""
+        messages = []
+        for job in jobs:
+            folder = self.jobs / job.name
+            mark = folder / "fingerprint"
+            if not mark.exists() or mark.read_text(encoding="utf-8").strip() == fingerprint(job):
+                continue
+            number = 1
+            while (old := folder.with_name(f"{job.name}.old-{number}")).exists():
+                number += 1
+            folder.rename(old)
+            messages.append(f"{job.name}: its settings changed, so it runs again; what it had is in {old}")
+        return messages
+
+    def write_study(self, name: str, jobs: Sequence[StudyJob]) -> None:
+        """Write study.yaml."""
+        content = {"name": name, "jobs": [job.written.to_dict() for job in jobs]}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (self.root / "study.yaml").write_text(text, encoding="utf-8")
+
+    def read_study(self) -> tuple[str, list[str]]:
+        """Return the study's name and those of its jobs. Raises UserError where this is no study folder."""
+        path = self.root / "study.yaml"
+        if not path.exists():
+            raise UserError(f"{self.root} is no study folder: it holds no study.yaml. Give outputs/<study>.")
+        content = read_yaml(path, "study.yaml")
+        return str(content["name"]), [str(job["name"]) for job in content["jobs"]]
+
+    def begin(self, job: StudyJob) -> None:
+        """Write what names the job, and forget an earlier failure."""
+        folder = self.jobs / job.name
+        folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(job.written.to_dict(), sort_keys=False, allow_unicode=True)
+        (folder / "job.yaml").write_text(text, encoding="utf-8")
+        (folder / "fingerprint").write_text(fingerprint(job) + "\n", encoding="utf-8")
+        (folder / "failure.json").unlink(missing_ok=True)
+
+    def write_result(self, result: RunResult) -> None:
+        """Write result.json for a success and failure.json for a failure."""
+        name = "result.json" if result.status == "succeeded" else "failure.json"
+        write_json(self.jobs / result.name / name, result.to_dict())
+
+    def read_results(self, names: Sequence[str]) -> list[RunResult]:
+        """Return the result or failure of each of these jobs that has one."""
+        results = []
+        for name in names:
+            folder = self.jobs / name
+            result = read_result(folder)
+            if result is None and (folder / "failure.json").exists():
+                result = RunResult(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
+            if result is not None:
+                results.append(result)
+        return results
+
+    def read_baselines(self) -> Baselines:
+        """Return the baselines computed so far."""
+        path = self.root / "baselines.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write_baselines(self, baselines: Baselines) -> None:
+        """Write baselines.json."""
+        write_json(self.root / "baselines.json", baselines)

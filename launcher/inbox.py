@@ -1,0 +1,145 @@
+"""How a rank's events and files reach the study folder on the head, with no shared disk.
+
+`Inbox` is one Ray actor on the head's node; `RayRecorder` is the rank's end of it. Files travel in chunks, each
+acknowledged before the next, so a large checkpoint never fills the memory of either side.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from training.recorder import EVENTS_FILE, Event
+
+CHUNK_BYTES = 4 << 20
+INCOMING = ".incoming"
+
+
+class Inbox:
+    """Writes `jobs/<name>/` of a study folder. Made a Ray actor by the launcher; plain here."""
+
+    def __init__(self, jobs_folder: str) -> None:
+        self.jobs_folder = Path(jobs_folder)
+        self.new_events: list[tuple[str, Event]] = []
+
+    def event(self, job: str, event: Event) -> None:
+        """Append one event to the job's events.jsonl and keep it for `drain`."""
+        self.new_events.append((job, event))
+        folder = self.jobs_folder / job
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+    def drain(self) -> list[tuple[str, Event]]:
+        """Return (job, event) of all that came since the last call."""
+        events, self.new_events = self.new_events, []
+        return events
+
+    def begin(self, job: str, relative_path: str) -> None:
+        """Get ready for the files of `relative_path`, dropping what an earlier try left half sent."""
+        _delete(self._incoming(job, relative_path))
+
+    def chunk(self, job: str, relative_path: str, file: str, content: bytes) -> None:
+        """Append to `file` within a folder being sent; `file` is "" where a single file is."""
+        target = self._incoming(job, relative_path)
+        target = target / file if file else target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab") as opened:
+            opened.write(content)
+
+    def commit(self, job: str, relative_path: str) -> None:
+        """Put what was sent in its place, replacing what was there."""
+        target = self.jobs_folder / job / relative_path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            _delete(target)
+        self._incoming(job, relative_path).replace(target)
+
+    def remove(self, job: str, relative_path: str) -> None:
+        """Delete a file or folder of the job, if it is there."""
+        _delete(self.jobs_folder / job / relative_path)
+
+    def list_files(self, job: str, folder: str) -> list[str]:
+        """Return the paths of all files under a folder of the job, relative to the job."""
+        root = self.jobs_folder / job
+        return sorted(str(path.relative_to(root)) for path in (root / folder).rglob("*") if path.is_file())
+
+    def read(self, job: str, relative_path: str, offset: int) -> bytes:
+        """Return the next chunk of a file; empty at its end."""
+        with (self.jobs_folder / job / relative_path).open("rb") as file:
+            file.seek(offset)
+            return file.read(CHUNK_BYTES)
+
+    def _incoming(self, job: str, relative_path: str) -> Path:
+        return self.jobs_folder / job / INCOMING / relative_path.replace("/", "--")
+
+
+class RayRecorder:
+    """training.recorder.Recorder of a rank: everything goes to the `Inbox` actor."""
+
+    def __init__(self, inbox: Any, job: str) -> None:
+        self.inbox = inbox
+        self.job = job
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Send one event; does not wait."""
+        self.inbox.event.remote(self.job, {"time": round(time.time(), 3), "kind": kind, **values})
+
+    def save(self, relative_path: str, source: Path) -> None:
+        """Send a file or folder and wait until it lies in the study folder.
+
+        result.json stays here: the head writes it once every rank has ended well.
+        """
+        if relative_path == "result.json":
+            return
+        self._call("begin", relative_path)
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        for path in files:
+            name = str(path.relative_to(source)) if source.is_dir() else ""
+            self._call("chunk", relative_path, name, b"")
+            with path.open("rb") as opened:
+                while content := opened.read(CHUNK_BYTES):
+                    self._call("chunk", relative_path, name, content)
+        self._call("commit", relative_path)
+
+    def remove(self, relative_path: str) -> None:
+        """Delete a file or folder of the study folder."""
+        self._call("remove", relative_path)
+
+    def fetch(self, folder: str, workdir: Path) -> None:
+        """Bring a folder of the job (its checkpoints) from the study folder to `workdir`."""
+        for name in self._call("list_files", folder):
+            target = workdir / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as opened:
+                while content := self._call("read", name, opened.tell()):
+                    opened.write(content)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self.inbox, method).remote(self.job, *arguments))
+
+
+class SilentRecorder:
+    """Recorder of every rank but the first."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Do nothing."""
+
+    def save(self, relative_path: str, source: Path) -> None:
+        """Do nothing."""
+
+    def remove(self, relative_path: str) -> None:
+        """Do nothing."""
+
+
+def _delete(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""`shoal run STUDY`: expand, skip what is finished, start or join Ray, run the rest, report."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import uuid
+from pathlib import Path
+
+from rich.console import Console
+
+from launcher.cluster import Cluster
+from launcher.expand import StudyJob, expand
+from launcher.folder import StudyFolder
+from launcher.jobs import JobRunner, data_key
+from launcher.report import write_report
+from launcher.schedule import refuse_too_wide
+from launcher.state import JobState
+from launcher.study import Study, load_study
+from launcher.table import StudyView
+from launcher.worker import RunJob
+from training.errors import EXIT_FAILED
+
+EXIT_INTERRUPTED = 130
+OUTPUTS = Path("outputs")
+
+
+def read_jobs(study_file: Path) -> tuple[Study, list[StudyJob]]:
+    """Return the study and all its jobs, checked. Raises UserError with all that is wrong."""
+    study = load_study(study_file)
+    return study, expand(study, OUTPUTS)
+
+
+def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob | None = None) -> int:
+    """Run what is missing of a study and write its report; return the exit status.
+
+    `address` names a Ray cluster to join. `run_job` takes the rank program's place in tests.
+    Raises UserError for bad input before anything starts.
+    """
+    study, jobs = read_jobs(study_file)
+    folder = StudyFolder(OUTPUTS / study.name)
+    console = Console()
+    with folder.locked():
+        for message in folder.set_aside_changed(jobs):
+            console.print(message, highlight=False, markup=False, soft_wrap=True)
+        states = {job.name: JobState(name=job.name) for job in jobs}
+        waiting = []
+        for job in jobs:
+            if result := folder.finished(job):
+                states[job.name].end(result, earlier=True)
+            else:
+                waiting.append(job)
+        folder.write_study(study.name, jobs)
+        interrupted = False
+        if waiting or any(data_key(job) not in folder.read_baselines() for job in jobs):
+            try:
+                _run_on_ray(study, jobs, waiting, folder, states, console, address, run_job)
+            except KeyboardInterrupt:
+                interrupted = True
+        report_file = write_report(folder)
+    if interrupted:
+        console.print("Interrupted; what is finished is kept. Run the same command to go on.", highlight=False)
+        return EXIT_INTERRUPTED
+    return _conclude(states, report_file, console)
+
+
+def _conclude(states: dict[str, JobState], report_file: Path, console: Console) -> int:
+    """Say how the study ended; return the exit status."""
+    failed = [state for state in states.values() if state.status == "failed"]
+    summary = report_file.read_text(encoding="utf-8").split("\n## ")[0].strip()
+    console.print(summary, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nReport: {report_file}", highlight=False, soft_wrap=True)
+    for state in failed:
+        console.print(f"failed: {state.name}: {state.message}", highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        console.print("Run the same command to try the failed ones again.", highlight=False)
+    return EXIT_FAILED if failed else 0
+
+
+def _run_on_ray(
+    study: Study,
+    jobs: list[StudyJob],
+    waiting: list[StudyJob],
+    folder: StudyFolder,
+    states: dict[str, JobState],
+    console: Console,
+    address: str | None,
+    run_job: RunJob | None,
+) -> None:
+    """Start or join Ray, run the waiting jobs, leave no process behind."""
+    previous = signal.getsignal(signal.SIGTERM)
+    cluster = Cluster(address, study.cards_gib)
+    try:
+        refuse_too_wide([(job.name, job.spec.num_ranks) for job in waiting], cluster.cards)
+        for job in waiting:
+            folder.begin(job)
+        with StudyView(list(states.values()), console) as view:
+            sizes = ", ".join(f"{card.gib:g} GiB" for card in cluster.cards)
+            view.say(f"{len(waiting)} of {len(jobs)} jobs to run on {len(cluster.cards)} cards ({sizes})")
+            if cluster.virtual_cards_unused:
+                view.say("cards_gib is left aside: there are real cards")
+            if cluster.dashboard_url:
+                view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
+            scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
+            runner = JobRunner(cluster, folder, states, view, scratch, run_job)
+            try:
+                runner.run(waiting, jobs)
+            except BaseException:
+                runner.stop()
+                raise
+    finally:
+        cluster.stop()
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,59 @@
+"""What is known of each job while a study runs, kept up to date by the job's events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from training.recorder import Event
+from training.result import RunResult
+
+Status = Literal["waiting", "preparing", "running", "succeeded", "failed", "finished earlier"]
+
+
+@dataclass(kw_only=True)
+class JobState:
+    """One row of the live table."""
+
+    name: str
+    status: Status = "waiting"
+    cards: str = ""
+    """E.g. "0 1", with the node where there are several."""
+    phase: str = ""
+    step: int = 0
+    num_steps: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    """Of the newest evaluation on validation; of the kept adapter once the job has ended."""
+    samples_per_second: float | None = None
+    eta_seconds: float | None = None
+    peak_memory_bytes: int = 0
+    message: str = ""
+    """The newest log message, or the error."""
+
+    def apply(self, event: Event) -> None:
+        """Take in one event of the job."""
+        kind = event["kind"]
+        if kind == "phase":
+            self.phase = event["phase"]
+        elif kind == "log":
+            self.message = event["message"]
+        elif kind == "step":
+            for name in ("step", "num_steps", "loss", "samples_per_second", "eta_seconds", "peak_memory_bytes"):
+                setattr(self, name, event[name])
+        elif kind == "evaluation" and event["split"] == "validation":
+            self.accuracy = event["accuracy"]
+
+    def end(self, result: RunResult, *, earlier: bool = False) -> None:
+        """Take in the job's result."""
+        self.status = "finished earlier" if earlier else result.status
+        self.phase, self.eta_seconds = "", None
+        self.message = result.error.get("message", "")
+        if result.validation:
+            self.accuracy = result.validation["accuracy"]
+        if result.peak_memory:
+            self.peak_memory_bytes = result.peak_memory["gpu_bytes"] or result.peak_memory["host_bytes"]
+        if result.train:
+            self.loss = result.train.get("final_loss")
+            self.samples_per_second = result.train.get("samples_per_second")
+            self.step = self.num_steps = result.train.get("steps", 0)

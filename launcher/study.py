@@ -1,0 +1,108 @@
+"""A study file: the settings all jobs share, and a sweep of what differs.
+
+name: agnews                     # default: the file's name
+cards_gib: [8, 8]                # virtual cards, for a machine without GPUs
+model: {...}                     # any job setting, see training/spec.py
+seed: [0, 1, 2]                  # a list runs every setting once a seed
+sweep:
+  grid: {lora.r: [8, 16]}        # dotted job keys; every combination is run
+  jobs: [{name: nf4, model: {quantization: nf4}}]   # settings laid over the shared ones
+
+Each listed job is run with every combination of the grid; one without a grid is run once a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from training.errors import UserError, nearest
+from training.parse import all_dotted_keys, build, read_yaml
+from training.spec import STRICT, JobSpec, require
+
+OWN_KEYS = ("name", "output_dir", "resume_from_checkpoint")
+"""Job settings a study gives each job itself."""
+
+JOB_KEYS = [key for key in all_dotted_keys(JobSpec) if key not in OWN_KEYS]
+"""What a study may set, as dotted keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What differs between the jobs."""
+
+    __pydantic_config__ = STRICT
+
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted job key -> the values it takes; every combination is run."""
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    """Settings laid over the shared ones, with an optional `name` and `seed` (a number or a list)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file as written, its shape checked; the values of its jobs are checked by `launcher.expand`."""
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    """Its folder is outputs/<name>."""
+    source: str
+    """The file, as the user gave it."""
+    cards_gib: list[float] | None = None
+    """Virtual cards of these sizes in GiB, for a machine without GPUs: a rank on one trains on the CPU."""
+    sweep: Sweep = field(default_factory=Sweep)
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Job settings of the top level; `seed` may be a list."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.cards_gib is None
+            or (len(self.cards_gib) > 0 and all(size >= 1 and size % 1 == 0 for size in self.cards_gib)),
+            f"cards_gib is {self.cards_gib}. Give the size of at least one card in whole GiB, such as [8, 8].",
+        )
+        require(
+            all(part not in self.name for part in "/\\") and self.name.strip(". ") == self.name != "",
+            f"name {self.name!r} names a folder. Use letters, digits, '-' and '_'.",
+        )
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises UserError for what is not a study; all wrong keys are named at once."""
+    content = read_yaml(path, "study file")
+    own = {item.name for item in fields(Study)} - {"source", "shared"}
+    sections = {key.split(".")[0] for key in JOB_KEYS}
+    errors = [_unknown(str(path), key, own | sections) for key in content if key not in own | sections]
+    sweep = content.get("sweep")
+    if isinstance(sweep, Mapping):
+        errors += _grid_errors(str(path), sweep)
+    if errors:
+        raise UserError("\n".join(errors))
+    values = {key: value for key, value in content.items() if key in own}
+    shared = {key: value for key, value in content.items() if key in sections}
+    return build(Study, {"name": path.stem, **values, "source": str(path), "shared": shared}, str(path))
+
+
+def _unknown(source: str, key: Any, known: set[str]) -> str:
+    """Return the message for a top-level key nobody knows."""
+    homes = [dotted for dotted in JOB_KEYS if dotted.split(".")[-1] == key]
+    hint = f"; it belongs at {homes[0]!r}" if homes else nearest(str(key), known)
+    if key in OWN_KEYS:
+        hint = "; a study sets it for each job"
+    return f"{source}: unknown key {str(key)!r}{hint or '. Remove it.'}"
+
+
+def _grid_errors(source: str, sweep: Mapping[str, Any]) -> list[str]:
+    """Return a message for each grid key that is no job setting or has no list of values."""
+    errors = []
+    grid = sweep.get("grid")
+    for key, values in grid.items() if isinstance(grid, Mapping) else ():
+        if key not in JOB_KEYS:
+            homes = [dotted for dotted in JOB_KEYS if dotted.split(".")[-1] == key]
+            hint = f"; it belongs at {homes[0]!r}" if homes else nearest(str(key), JOB_KEYS)
+            errors.append(f"{source}: unknown key 'sweep.grid.{key}'{hint or '. Remove it.'}")
+        elif not isinstance(values, list) or not values:
+            errors.append(f"{source}: sweep.grid.{key} is {values!r}. Give a list of values, such as [{values!r}].")
+    return errors

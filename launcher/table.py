@@ -1,0 +1,102 @@
+"""What a running study shows: a live table where somebody watches, plain lines where a file does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from launcher.state import JobState
+
+SECONDS_BETWEEN_LINES = 10.0
+STYLES = {"succeeded": "green", "finished earlier": "green", "failed": "red", "running": "cyan"}
+
+
+class StudyView:
+    """Shows the jobs of a study; use as a context manager."""
+
+    def __init__(self, states: Sequence[JobState], console: Console | None = None) -> None:
+        self.states = states
+        self.console = console or Console()
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.shown: dict[str, str] = {}
+        self.last_line: dict[str, float] = {}
+
+    def __enter__(self) -> StudyView:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.update()
+        if self.live:
+            self.live.stop()
+
+    def say(self, message: str) -> None:
+        """Print a line above the table."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self) -> None:
+        """Show the states as they are now."""
+        if self.live:
+            self.live.update(render(self.states), refresh=True)
+            return
+        for state in self.states:
+            text = f"{state.status} {state.phase}".strip()
+            changed = text != self.shown.get(state.name, "waiting")
+            since = time.monotonic() - self.last_line.get(state.name, 0.0)
+            news = state.status == "running" or (state.status == "preparing" and state.message)
+            if changed or (news and since >= SECONDS_BETWEEN_LINES):
+                self.shown[state.name] = text
+                self.last_line[state.name] = time.monotonic()
+                self.say(describe(state))
+
+
+def describe(state: JobState) -> str:
+    """Return one line about a job."""
+    parts = [f"{state.name}: {state.status}"]
+    if state.status == "running":
+        parts += [part for part in (f"on card {state.cards}", state.phase) if part]
+    if state.num_steps and state.status == "running":
+        parts.append(f"step {state.step}/{state.num_steps}")
+    parts += [f"{title} {cell}" for title, cell in _figures(state) if cell]
+    if state.message and state.status in ("preparing", "failed"):
+        parts.append(state.message)
+    return "  ".join(parts)
+
+
+def render(states: Sequence[JobState]) -> Table:
+    """Return the table of all jobs."""
+    table = Table(expand=False, pad_edge=False)
+    for title in ("job", "status", "cards", "progress", "loss", "val. accuracy", "samples/s", "ETA", "peak memory"):
+        table.add_column(title, no_wrap=title != "status")
+    for state in states:
+        bar = ProgressBar(total=state.num_steps, completed=state.step, width=16) if state.num_steps else ""
+        progress = Table.grid(padding=(0, 1))
+        progress.add_row(bar, f"{state.step}/{state.num_steps}" if state.num_steps else "")
+        status = state.status if state.status != "running" else state.phase or state.status
+        if state.status == "preparing" and state.message:
+            status = f"{status}: {state.message}"
+        figures = [cell for _, cell in _figures(state)]
+        style = STYLES.get(state.status, "dim")
+        table.add_row(state.name, f"[{style}]{status.replace('[', '(')}[/]", state.cards, progress, *figures)
+    return table
+
+
+def _figures(state: JobState) -> list[tuple[str, str]]:
+    """Return (title, text) of the figures of a job; the text is empty where there is none yet."""
+    eta = state.eta_seconds if state.status == "running" else None
+    return [
+        ("loss", "" if state.loss is None else f"{state.loss:.4f}"),
+        ("validation accuracy", "" if state.accuracy is None else f"{state.accuracy:.4f}"),
+        ("samples/s", "" if state.samples_per_second is None else f"{state.samples_per_second:.1f}"),
+        ("ETA", "" if eta is None else f"{int(eta) // 60}:{int(eta) % 60:02d}"),
+        ("peak memory", f"{state.peak_memory_bytes / 2**30:.2f} GiB" if state.peak_memory_bytes else ""),
+    ]

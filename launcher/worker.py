@@ -1,0 +1,157 @@
+"""Code that runs inside Ray workers: one rank of a job, the work before jobs start, the clearing up after them.
+
+The only module of the launcher that imports the trainer, and only inside functions: the head imports this module
+to start actors and must stay light.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from launcher.inbox import RayRecorder, SilentRecorder
+from training.errors import ShoalError, UserError
+from training.ranks import Ranks, free_port
+from training.recorder import Recorder
+from training.result import RunResult
+from training.spec import JobSpec
+
+LOG_TAIL_LINES = 30
+
+RunJob = Callable[[JobSpec, Ranks, Recorder, Path], "RunResult | None"]
+Outcome = dict[str, Any]
+"""{"ok": True, "result": RunResult.to_dict() or None} or {"ok": False, "error": text, "is_user_error": bool}."""
+
+
+class RankActor:
+    """One rank in its own process. Made a Ray actor by the launcher, which sets CUDA_VISIBLE_DEVICES beforehand."""
+
+    def __init__(self, workdir: str, rank: int) -> None:
+        self.workdir = Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        # Ctrl-C in the terminal is the head's to handle: it ends the ranks itself.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        log = os.open(self.workdir / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        # Ray wraps both streams to send them to the driver; the log file is enough.
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+    def address(self, one_node: bool) -> tuple[str, int]:
+        """Return where rank 0 will listen."""
+        import ray
+
+        return ("127.0.0.1" if one_node else ray.util.get_node_ip_address()), free_port()
+
+    def run(
+        self,
+        spec: JobSpec,
+        ranks: dict[str, int],
+        address: tuple[str, int],
+        inbox: Any,
+        run_job: RunJob | None,
+    ) -> Outcome:
+        """Train. `ranks` holds Ranks' fields but for the address. Never raises: an error is an outcome."""
+        place = Ranks(**ranks, master_addr=address[0], master_port=address[1])
+        os.environ.update(place.environment())
+        try:
+            recorder: Recorder = SilentRecorder()
+            if place.is_main:
+                recorder = sender = RayRecorder(inbox, spec.name)
+                sender.event("phase", phase="starting")
+                sender.fetch("checkpoints", self.workdir)
+            if run_job is None:
+                from training.rank import run_job as trainer
+
+                run_job = trainer
+            result = run_job(spec, place, recorder, self.workdir)
+        except ShoalError as error:
+            return {"ok": False, "error": str(error), "is_user_error": isinstance(error, UserError)}
+        except Exception as error:
+            traceback.print_exc()
+            return {"ok": False, "error": f"{type(error).__name__}: {error}", "is_user_error": False}
+        return {"ok": True, "result": None if result is None else result.to_dict()}
+
+
+def prepare_jobs(specs: list[tuple[JobSpec, str]], inbox: Any) -> list[Outcome]:
+    """Ray task: make what jobs share, and find bad input before a card is taken.
+
+    `specs` are jobs of the same data, each with the name of its DeepSpeed file. Returns an outcome for each.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # No job runs yet, and Ray gives a task one thread; read by torch when it is imported.
+    os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+    return [_prepare_one(spec, source, inbox) for spec, source in specs]
+
+
+def _prepare_one(spec: JobSpec, deepspeed_source: str, inbox: Any) -> Outcome:
+    """Check one job's DeepSpeed keys, load its data, make its model where it is built here."""
+
+    def report(message: str) -> None:
+        RayRecorder(inbox, spec.name).event("log", message=message)
+
+    try:
+        from training.deepspeed_config import check_deepspeed_config
+        from training.prepare import prepare
+
+        if isinstance(spec.deepspeed, dict):
+            check_deepspeed_config(spec.deepspeed, deepspeed_source)
+        prepare(spec, report)
+    except Exception as error:
+        return _task_error(error)
+    return {"ok": True}
+
+
+def compute_baselines(spec: JobSpec) -> Outcome:
+    """Ray task: the baselines of the job's data, as "result"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        from training.baseline import tfidf_baseline
+        from training.corpus.load import load_corpus
+
+        corpus = load_corpus(spec.data)
+        answer: Any = tfidf_baseline(corpus)
+        baselines = answer if isinstance(answer, list) else [answer]
+    except Exception as error:
+        return _task_error(error)
+    return {"ok": True, "result": baselines}
+
+
+def collect_logs(job: str, workdir: str, inbox: Any) -> dict[str, str]:
+    """Ray task on a node the job ran on: send its rank logs home and clear its scratch folder.
+
+    Returns the last lines of each log.
+    """
+    tails = {}
+    recorder = RayRecorder(inbox, job)
+    for log in sorted(Path(workdir).glob("rank*.log")):
+        recorder.save(log.name, log)
+        tails[log.name] = log_tail(log)
+    shutil.rmtree(workdir, ignore_errors=True)
+    with suppress(OSError):  # other jobs of the study still have theirs in it
+        Path(workdir).parent.rmdir()
+    return tails
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a log file."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - (64 << 10)))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-LOG_TAIL_LINES:])
+
+
+def _task_error(error: Exception) -> Outcome:
+    """Turn what a task met into an outcome; our own errors need no traceback."""
+    if isinstance(error, ShoalError):
+        return {"ok": False, "error": str(error), "is_user_error": isinstance(error, UserError), "log_tail": ""}
+    tail = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
+    return {"ok": False, "error": f"{type(error).__name__}: {error}", "is_user_error": False, "log_tail": tail}

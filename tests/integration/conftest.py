@@ -1,0 +1,106 @@
+"""A model of a few thousand weights and a small corpus, so that real training runs in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+TOPICS = {
+    "sea": "ship sailor harbour wave anchor tide captain deck sail island",
+    "music": "violin chord melody rhythm orchestra drum song choir piano tune",
+    "kitchen": "oven flour butter recipe spoon pan sugar bake onion pepper",
+}
+FILLERS = ["the", "a", "of", "and", "with", "under", "near", "old", "new", "quiet", "very", "then", "some", "every"]
+
+
+def write_corpus(path: Path, rows: int, seed: int) -> None:
+    """Write sentences whose words tell their topic, of 3 to 25 words."""
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(rows):
+            label = sorted(TOPICS)[index % len(TOPICS)]
+            words = [
+                draw.choice(TOPICS[label].split() if draw.random() < 0.5 else FILLERS)
+                for _ in range(draw.randint(3, 25))
+            ]
+            file.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl (96 rows) and test.jsonl (30 rows)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder / "train.jsonl", 96, seed=1)
+    write_corpus(folder / "test.jsonl", 30, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA of two layers with random weights and a tokenizer of words, in Hugging Face layout."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    words = sorted({word for text in TOPICS.values() for word in text.split()} | set(FILLERS))
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run_program(*arguments: str, num_ranks: int = 1, cwd: Path = CHECKOUT, **kwargs: Any) -> Any:
+    """Run training/main.py to its end as a user would: under the deepspeed launcher, or plain with one rank."""
+    return subprocess.run(command(*arguments, num_ranks=num_ranks), cwd=cwd, env=environment(), **kwargs)
+
+
+def command(*arguments: str, num_ranks: int = 1) -> list[str]:
+    """Return the command line of a job."""
+    program = str(CHECKOUT / "training" / "main.py")
+    if num_ranks == 1:
+        return [sys.executable, program, *arguments]
+    from training.ranks import free_port
+
+    launcher = str(Path(sys.executable).parent / "deepspeed")
+    return [launcher, "--num_gpus", str(num_ranks), "--master_port", str(free_port()), program, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which the launcher finds the interpreter of the tests."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def job_flags(tiny_model: Path, corpus: Path) -> list[str]:
+    """Flags of a small fp32 job without dropout: 12 optimizer steps of 8 samples an epoch."""
+    return [
+        f"--model_name_or_path={tiny_model}", f"--train_file={corpus / 'train.jsonl'}",
+        f"--test_file={corpus / 'test.jsonl'}", "--bf16=false", "--lora_dropout=0", "--learning_rate=1e-2",
+        "--max_seq_length=32", "--num_train_epochs=1", "--validation_fraction=0.2",
+    ]  # fmt: skip
+
+
+def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the events of one kind."""
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event["kind"] == kind]

@@ -1,0 +1,63 @@
+"""A stand-in for training.rank.run_job: follows its contract, trains nothing. `lora.r` says how it behaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from training.ranks import Ranks
+from training.recorder import Recorder
+from training.result import RunResult
+from training.spec import JobSpec
+
+RAISES, SECOND_RANK_IS_KILLED, WAITS = 101, 102, 103
+ADAPTER_BYTES = bytes(range(256)) * 40_000
+"""10 MB: more than one chunk."""
+
+
+def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> RunResult | None:
+    print(f"this is rank {ranks.rank} of {ranks.world_size}", flush=True)
+    if spec.lora.r == RAISES:
+        print("about to fail")
+        raise ValueError("the stand-in fails")
+    if spec.lora.r == SECOND_RANK_IS_KILLED:
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    if not ranks.is_main:
+        return None
+    resumed = (workdir / "checkpoints/step-000001").exists()
+    if resumed:
+        recorder.event("log", message="resuming after step 1")
+    for step in (1, 2):
+        folder = workdir / f"checkpoints/step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.json").write_text("{}")
+        recorder.save(f"checkpoints/{folder.name}", folder)
+        recorder.event(
+            "step", step=step, num_steps=2, epoch=step / 2, loss=1.0, learning_rate=1e-3, samples_per_second=10.0,
+            eta_seconds=0.0, peak_memory_bytes=1 << 30,
+        )  # fmt: skip
+        if spec.lora.r == WAITS and not resumed:
+            time.sleep(600)
+    recorder.remove("checkpoints/step-000001")
+    adapter = workdir / "adapter"
+    adapter.mkdir()
+    (adapter / "weights.bin").write_bytes(ADAPTER_BYTES)
+    recorder.save("adapter", adapter)
+    metrics = {"accuracy": 0.8 + spec.seed / 100 % 0.1, "macro_f1": 0.8, "loss": 0.5, "num_samples": 10.0}
+    return RunResult(
+        name=spec.name, status="succeeded", settings=spec.to_dict(), fingerprint=spec.fingerprint(),
+        num_ranks=ranks.world_size, validation=metrics, test=metrics,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    import fake_rank
+
+    from launcher.run import run_study
+
+    sys.exit(run_study(Path(sys.argv[1]), run_job=fake_rank.run_job))

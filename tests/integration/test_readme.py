@@ -1,0 +1,75 @@
+"""The commands of the README do what it says; on parts of the data, so that they are done in seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TEXT = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_commands() -> list[str]:
+    """Return the lines of the README's bash blocks, continuations joined, comments cut."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
+
+
+TRAINING = [line for line in readme_commands() if line.startswith("deepspeed ")]
+STUDY = [line for line in readme_commands() if line.startswith(("shoal plan", "shoal cards"))]
+SHOWN_ELSEWHERE = ("make ", "shoal run studies/demo.yaml", "shoal report outputs/demo")
+"""`make demo` and what follows it are run by test_demo below; `make test` runs this."""
+
+
+def test_every_command_is_covered() -> None:
+    rest = [line for line in readme_commands() if line not in TRAINING + STUDY]
+    assert len(TRAINING) == 2 and STUDY and rest
+    assert all(line.startswith(SHOWN_ELSEWHERE) for line in rest), rest
+
+
+@pytest.mark.parametrize("line", TRAINING)
+def test_a_training_command(line: str, tmp_path: Path) -> None:
+    part = "--max_train_samples 64 --max_eval_samples 32 --max_predict_samples 32 --max_steps 2 --max_seq_length 32"
+    words = [*shlex.split(line), *part.split(), "--output_dir", str(tmp_path)]
+    run = subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("line", STUDY)
+def test_a_study_command(line: str) -> None:
+    words = [sys.executable, "-m", "launcher.cli", *shlex.split(line)[1:]]
+    run = subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+def test_demo(tmp_path: Path) -> None:
+    """The demo study with fewer samples: six jobs, one of each setting at once on two cards, report at the end."""
+    study = (CHECKOUT / "studies" / "demo.yaml").read_text(encoding="utf-8")
+    small = re.sub(r"max_train_samples: \d+", "max_train_samples: 160", study)
+    assert small != study
+    path = tmp_path / "demo.yaml"
+    path.write_text(small, encoding="utf-8")
+    program = [sys.executable, str(CHECKOUT / "launcher" / "launch.py"), str(path)]
+    env = {key: value for key, value in environment().items() if key != "RAY_ADDRESS"}
+    run = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads((tmp_path / "outputs/demo/report.json").read_text())
+    assert len(report["jobs"]) >= 6 and {job["status"] for job in report["jobs"]} == {"succeeded"}
+    assert {group["num_seeds"] for group in report["groups"]} == {3}
+    wide = [job for job in report["jobs"] if job["num_ranks"] == 2]
+    assert wide and all(job["model"]["quantization"] == "nf4" and job["model"]["offload_param"] for job in wide)
+    again = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "report", "outputs/demo"],
+        cwd=tmp_path, env={**env, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0 and "report.md" in again.stdout

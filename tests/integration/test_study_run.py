@@ -1,0 +1,122 @@
+"""A study on a real local Ray, from its file to its report. The rank program is a stand-in: no model is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_rank
+import psutil
+import pytest
+import yaml
+
+from launcher.run import run_study
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with data, where the ranks find the stand-in."""
+    rows = [f"{word} number {number},{word}" for number in range(20) for word in ("cat", "dog")]
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "test.csv").write_text("text,label\na cat,cat\na dog,dog\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def write_study(workplace: Path, **changes: Any) -> Path:
+    content = {
+        "model": {"model_name_or_path": "nobody/nothing"},  # the stand-in loads no model
+        "cards_gib": [8, 8],
+        "data": {"train_file": "train.csv", "test_file": "test.csv"},
+        "deepspeed": "ds_configs/zero0.json",
+        **changes,
+    }
+    path = workplace / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def read_report(workplace: Path) -> dict[str, Any]:
+    return json.loads((workplace / "outputs/tiny/report.json").read_text())
+
+
+def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace: Path) -> None:
+    jobs = [
+        {"name": "good", "seed": [0, 1]},
+        {"name": "wide", "num_ranks": 2},
+        {"name": "bad-column", "data": {"text_column_names": ["headline"]}},
+        {"name": "raises", "lora": {"r": fake_rank.RAISES}},
+        {"name": "killed", "num_ranks": 2, "lora": {"r": fake_rank.SECOND_RANK_IS_KILLED}},
+    ]
+    study = write_study(workplace, sweep={"jobs": jobs})
+
+    assert run_study(study, run_job=fake_rank.run_job) == 1
+
+    report = read_report(workplace)
+    by_name = {job["name"]: job for job in report["jobs"]}
+    assert {name: job["status"] for name, job in by_name.items()} == {
+        "good-seed0": "succeeded", "good-seed1": "succeeded", "wide": "succeeded",
+        "bad-column": "failed", "raises": "failed", "killed": "failed",
+    }  # fmt: skip
+    assert "headline" in by_name["bad-column"]["error"]["message"]
+    assert "ValueError: the stand-in fails" in by_name["raises"]["error"]["message"]
+    assert "about to fail" in by_name["raises"]["error"]["log_tail"]
+    assert by_name["killed"]["error"]["message"].startswith("rank 1: the process of rank 1 died")
+    assert by_name["wide"]["settings"]["deepspeed"] == "ds_configs/zero0.json"
+    assert any("TF-IDF" in baseline["name"] for baseline in report["baselines"])
+    two_seeds = next(group for group in report["groups"] if group["num_seeds"] == 2)
+    assert two_seeds["accuracy_mean"] == pytest.approx(0.805)
+
+    wide = workplace / "outputs/tiny/jobs/wide"
+    assert (wide / "adapter/weights.bin").read_bytes() == fake_rank.ADAPTER_BYTES
+    assert "this is rank 1 of 2" in (wide / "rank1.log").read_text()
+    assert (wide / "checkpoints/step-000002/state.json").exists()
+    assert not (wide / "checkpoints/step-000001").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in workplace.glob("outputs/tiny/jobs/*/result.json")}
+    jobs[2]["data"] = {"text_column_names": ["text"], "max_train_samples": 20}
+    jobs[3]["lora"] = {"r": 7}
+    del jobs[4]
+    study = write_study(workplace, sweep={"jobs": jobs})
+
+    assert run_study(study, run_job=fake_rank.run_job) == 0
+
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(job["status"] == "succeeded" for job in read_report(workplace)["jobs"])
+    assert (workplace / "outputs/tiny/jobs/raises.old-1/failure.json").exists()
+
+
+def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> None:
+    study = write_study(workplace, lora={"r": fake_rank.WAITS}, num_ranks=2)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])}
+    command = [sys.executable, "-m", "fake_rank", str(study)]
+    with (workplace / "out.txt").open("w") as out:
+        launcher = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    checkpoint = workplace / "outputs/tiny/jobs/job/checkpoints/step-000001/state.json"
+    while not checkpoint.exists():
+        assert launcher.poll() is None, (workplace / "out.txt").read_text()
+        time.sleep(0.1)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert family
+    launcher.send_signal(signal.SIGINT)
+
+    assert launcher.wait(timeout=60) == 130, (workplace / "out.txt").read_text()
+
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert [process.cmdline() for process in alive] == []
+    assert "Run the same command to go on" in (workplace / "out.txt").read_text()
+    assert "this is rank 0 of 2" in (workplace / "outputs/tiny/jobs/job/rank0.log").read_text()
+    assert run_study(study, run_job=fake_rank.run_job) == 0
+    events = (workplace / "outputs/tiny/jobs/job/events.jsonl").read_text()
+    assert "resuming after step 1" in events

@@ -1,0 +1,206 @@
+"""Real jobs through `training/main.py`: the deepspeed launcher, one and two ranks, every ZeRO stage, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import command, environment, read_events, run_program
+from safetensors.torch import load_file
+
+from training.result import RunResult, read_result
+
+
+def train(flags: list[str], folder: Path, *more: str, num_ranks: int = 1) -> RunResult:
+    run = run_program(*flags, *more, "--output_dir", str(folder), num_ranks=num_ranks, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    result = read_result(folder)
+    assert result is not None
+    return result
+
+
+def losses(folder: Path) -> list[float]:
+    return [event["loss"] for event in read_events(folder, "step")]
+
+
+@pytest.fixture(scope="module")
+def reference(job_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], RunResult]:
+    """The job without ZeRO on one rank."""
+    folder = tmp_path_factory.mktemp("reference")
+    result = train(job_flags, folder, "--per_device_train_batch_size=8", "--deepspeed=ds_configs/zero0.json")
+    return losses(folder), result
+
+
+@pytest.mark.parametrize(
+    ("config", "num_ranks", "micro_batch", "accumulation"),
+    [
+        ("zero1", 1, 4, 2),
+        ("zero2_offload", 1, 8, 1),
+        ("zero3_offload", 1, 8, 1),
+        ("zero0", 2, 4, 1),
+        ("zero2", 2, 2, 2),
+        ("zero3", 2, 4, 1),
+        ("zero3_offload", 2, 4, 1),
+    ],
+)
+def test_every_zero_stage_learns_the_same(
+    config: str, num_ranks: int, micro_batch: int, accumulation: int,
+    reference: tuple[list[float], RunResult], job_flags: list[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    sizes = (f"--per_device_train_batch_size={micro_batch}", f"--gradient_accumulation_steps={accumulation}")
+    result = train(job_flags, tmp_path, *sizes, f"--deepspeed=ds_configs/{config}.json", num_ranks=num_ranks)
+    expected, first = reference
+    assert len(expected) == 10
+    np.testing.assert_allclose(losses(tmp_path), expected, rtol=1e-4)
+    assert result.num_ranks == num_ranks
+    assert result.validation["loss"] == pytest.approx(first.validation["loss"], rel=1e-4)
+    assert result.test["accuracy"] == pytest.approx(first.test["accuracy"], abs=1e-9)
+    assert result.adapter["verified"]
+
+
+def test_a_job_learns_and_leaves_what_anybody_can_load(
+    reference: tuple[list[float], RunResult], tiny_model: Path, job_flags: list[str], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from sklearn.metrics import accuracy_score
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    result = train(
+        job_flags, tmp_path, "--load_in_4bit", "--gradient_checkpointing", "--num_train_epochs=4",
+        "--per_device_train_batch_size=4", "--deepspeed=ds_configs/zero3_offload.json", num_ranks=2,
+    )  # fmt: skip
+    assert result.test["accuracy"] > 0.9
+    assert result.test["accuracy"] > result.untrained_validation["accuracy"]
+    assert result.model["quantization"] == "nf4" and result.model["zero_stage"] == 3 and result.model["offload_param"]
+
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    rows = [row for row in table.to_pylist() if row["split"] == "test"]
+    assert len(rows) == 30
+    assert accuracy_score([r["label"] for r in rows], [r["prediction"] for r in rows]) == result.test["accuracy"]
+
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    assert list(config.id2label.values()) == result.data["label_names"] == ["kitchen", "music", "sea"]
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, config=config)
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    assert tokenizer.pad_token_id == config.pad_token_id != tokenizer.eos_token_id
+    texts = [
+        "the captain of the ship near the harbour",
+        "butter and sugar with flour",
+        "violin chord and melody of the orchestra choir",
+    ]
+    logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+    assert [config.id2label[int(index)] for index in logits.argmax(-1)] == ["sea", "kitchen", "music"]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--bf16",), ("--bf16", "--load_in_8bit"), ("--use_dora",), ("--use_rslora", "--learning_rate=2e-3")]
+)
+def test_precisions_and_kinds_of_adapter(flags: tuple[str, ...], job_flags: list[str], tmp_path: Path) -> None:
+    result = train(job_flags, tmp_path, *flags, "--deepspeed=ds_configs/zero2_offload.json")
+    assert result.adapter["verified"]
+    assert result.validation["loss"] < result.untrained_validation["loss"]
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(job_flags: list[str], tmp_path: Path) -> None:
+    flags = [*job_flags, "--num_train_epochs=8", "--save_steps=5", "--lora_dropout=0.1", "--save_total_limit=3"]
+    train(flags, tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    running = subprocess.Popen(
+        command(*flags, "--output_dir", str(folder)),
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list((folder / "checkpoints").glob("step-*")) and running.poll() is None:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (folder / "result.json").exists(), "the job ended before it could be killed"
+    result = train(flags, folder)
+    assert any("resuming after step" in event["message"] for event in read_events(folder, "log"))
+    weights, expected = (
+        load_file(path / "adapter" / "adapter_model.safetensors") for path in (folder, tmp_path / "undisturbed")
+    )
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert weights[name].equal(tensor), name
+    assert len(list((folder / "checkpoints").iterdir())) <= 3
+    assert result.train["steps"] == 80
+
+
+def test_a_checkpoint_goes_on_under_other_ranks_and_stages(job_flags: list[str], tmp_path: Path) -> None:
+    flags = [*job_flags, "--save_steps=4", "--per_device_train_batch_size=8", "--save_total_limit=10"]
+    train(flags, tmp_path / "one", "--deepspeed=ds_configs/zero2.json")
+    checkpoint = tmp_path / "one" / "checkpoints" / "step-000004"
+    train(
+        flags, tmp_path / "two", "--deepspeed=ds_configs/zero3_offload.json",
+        f"--resume_from_checkpoint={checkpoint}", num_ranks=2,
+    )  # fmt: skip
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one")[4:], rtol=1e-4)
+    assert any(
+        "keeping the checkpoint's global batch of 8" in e["message"] for e in read_events(tmp_path / "two", "log")
+    )
+
+
+def test_a_finished_job_is_not_repeated_or_overwritten(job_flags: list[str], tmp_path: Path) -> None:
+    train(job_flags, tmp_path)
+    written = (tmp_path / "result.json").read_bytes()
+    again = run_program(*job_flags, "--output_dir", str(tmp_path), capture_output=True, text=True)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    other = run_program(*job_flags, "--lora_r=4", "--output_dir", str(tmp_path), capture_output=True, text=True)
+    assert other.returncode == 2 and "Choose another --output_dir" in other.stderr
+    assert (tmp_path / "result.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model_name_or_path", "../no/such/model"], ["../no/such/model", "does not exist"]),
+        (["--text_column_names", "headline"], ["train.jsonl", "headline", "text"]),
+        (["--deepspeed", "{misspelt}"], ["zero_optimisation", "zero_optimization"]),
+        (["--lora_target_modules", "query"], ["query", "q_proj"]),
+        (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
+        (["--resume_from_checkpoint", "nowhere"], ["nowhere", "state.json"]),
+    ],
+)
+def test_bad_input_gets_one_message_and_status_2(
+    flags: list[str], words: list[str], job_flags: list[str], tmp_path: Path
+) -> None:
+    misspelt = tmp_path / "misspelt.json"
+    misspelt.write_text(json.dumps({"zero_optimisation": {"stage": 3}}))
+    flags = [flag.format(misspelt=misspelt) for flag in flags]
+    run = run_program(*job_flags, *flags, "--output_dir", str(tmp_path / "out"), capture_output=True, text=True)
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    message = next(line for line in run.stderr.splitlines() if line.startswith("shoal: "))
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_bad_input_under_the_deepspeed_launcher(job_flags: list[str], tmp_path: Path) -> None:
+    run = run_program(
+        *job_flags, "--label_column_name=class", "--output_dir", str(tmp_path), num_ranks=2,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.count("shoal: ") == 1 and "'class'" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_diverging_job_fails_and_says_why(job_flags: list[str], tmp_path: Path) -> None:
+    run = run_program(
+        *job_flags, "--learning_rate=1e30", "--max_grad_norm=0", "--output_dir", str(tmp_path),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "training diverged" in run.stderr and "training.learning_rate" in run.stderr
+    assert not (tmp_path / "result.json").exists()

@@ -1,0 +1,175 @@
+"""Texts laid end to end give the logits and gradients that padded rows give in plain Hugging Face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from training.model import can_pack, use_packed_attention
+from training.packing import PackedClassifier, Packing
+
+PAD = 0
+VOCABULARY = 50
+NUM_LABELS = 3
+MAX_SEQ_LENGTH = 16
+LENGTHS = [5, 1, 16, 9, 2]
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": PAD,
+    "bos_token_id": 1, "eos_token_id": 2, "num_labels": NUM_LABELS,
+}  # fmt: skip
+
+PACKABLE: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Llama with as many key heads": {"num_key_value_heads": 4},
+    "Qwen2": {"sliding_window": 4, "use_sliding_window": False},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": None},
+    "Mistral with a window as wide as the texts": {"sliding_window": MAX_SEQ_LENGTH},
+}
+PADDED: dict[str, dict[str, Any]] = {
+    "Mistral with a narrow window": {"sliding_window": 4},
+    "Qwen2 with a narrow window": {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0},
+}
+
+
+def tiny_classifier(name: str, changes: dict[str, Any]) -> tuple[Any, type]:
+    """Return a random classifier of the family `name` begins with, in fp32, and its class."""
+    family = name.split(maxsplit=1)[0]
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
+    model_class = getattr(transformers, f"{family}ForSequenceClassification")
+    torch.manual_seed(0)
+    model = model_class._from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return model.eval(), model_class
+
+
+def random_texts(lengths: list[int]) -> list[Tensor]:
+    """Return token ids, none of them the pad token."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths]
+
+
+def padded_logits(model: Any, texts: list[Tensor]) -> Tensor:
+    """Run the Hugging Face model the usual way: right padding and a mask."""
+    rows = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=PAD)
+    return model(input_ids=rows, attention_mask=(rows != PAD).long()).logits  # type: ignore[no-any-return]
+
+
+def gradients(model: Any, logits: Tensor) -> dict[str, Tensor]:
+    """Return the gradient of a loss by each parameter."""
+    labels = torch.arange(len(logits)) % NUM_LABELS
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+
+
+def assert_same(model: Any, *, packed: bool, lengths: list[int] = LENGTHS) -> None:
+    """Compare logits and gradients of the padded and of our way."""
+    texts = random_texts(lengths)
+    expected = padded_logits(model, texts)
+    expected_gradients = gradients(model, expected)
+    if packed:
+        use_packed_attention(model)
+    logits = PackedClassifier(model, packed=packed)(torch.cat(texts), lengths)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    ours = gradients(model, logits)
+    assert set(ours) == set(expected_gradients) and len(ours) > 10
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+def test_packed_texts_give_the_logits_and_gradients_of_padded_ones(name: str) -> None:
+    model, model_class = tiny_classifier(name, PACKABLE[name])
+    assert can_pack(model.config, model_class, MAX_SEQ_LENGTH)
+    assert_same(model, packed=True)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_narrow_window_goes_the_padded_way_and_agrees(name: str) -> None:
+    model, model_class = tiny_classifier(name, PADDED[name])
+    assert not can_pack(model.config, model_class, MAX_SEQ_LENGTH)
+    assert_same(model, packed=False)
+
+
+def test_packing_a_narrow_window_all_the_same_would_be_wrong() -> None:
+    """Shows that the test above can fail: full attention is not the window's."""
+    name = "Mistral with a narrow window"
+    model, _ = tiny_classifier(name, PADDED[name])
+    with pytest.raises(AssertionError):
+        assert_same(model, packed=True)
+
+
+@pytest.mark.parametrize("changes", [{"attention_chunk_size": 8}, {"attn_logit_softcapping": 50.0}])
+def test_attention_of_another_kind_is_not_packed(changes: dict[str, Any]) -> None:
+    config = transformers.LlamaConfig(**SHAPE, **changes)
+    assert not can_pack(config, transformers.LlamaForSequenceClassification, MAX_SEQ_LENGTH)
+
+
+def test_attention_without_the_interface_is_not_packed() -> None:
+    assert not can_pack(transformers.LlamaConfig(**SHAPE), torch.nn.Module, MAX_SEQ_LENGTH)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_text_is_judged_alike_in_any_company(packed: bool) -> None:
+    model, _ = tiny_classifier("Llama", {})
+    if packed:
+        use_packed_attention(model)
+    classifier = PackedClassifier(model, packed=packed)
+    texts = random_texts(LENGTHS)
+    together = classifier(torch.cat(texts), LENGTHS)
+    for text, logits in zip(texts, together, strict=True):
+        torch.testing.assert_close(classifier(text, [len(text)])[0], logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_may_end_in_the_pad_token() -> None:
+    """transformers would read the token before it; the last token of a text is known here."""
+    model, _ = tiny_classifier("Llama", {})
+    use_packed_attention(model)
+    text = torch.tensor([7, 8, PAD])
+    with_it = PackedClassifier(model, packed=True)(text, [3])
+    without = PackedClassifier(model, packed=True)(text[:2], [2])
+    assert not torch.allclose(with_it, without)
+
+
+def test_gradients_under_peft_and_checkpointing_agree_too() -> None:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    model, _ = tiny_classifier("Llama", {})
+    lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules="all-linear", init_lora_weights=False)
+    adapted: Any = get_peft_model(model, lora)
+    texts = random_texts(LENGTHS)
+    expected = padded_logits(adapted, texts)
+    expected_gradients = gradients(adapted, expected)
+    use_packed_attention(adapted)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    logits = PackedClassifier(adapted, packed=True)(torch.cat(texts), LENGTHS)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    ours = gradients(adapted, logits)
+    assert set(ours) == set(expected_gradients) and any("lora_A" in name for name in ours)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_folding_and_unfolding_is_the_identity(lengths: list[int]) -> None:
+    packing = Packing.of(lengths, torch.device("cpu"))
+    tokens = torch.arange(sum(lengths))
+    folded = tokens[packing.fold_index].view(packing.num_texts, packing.max_length)
+    texts = torch.split(tokens, lengths)
+    for row, text in zip(folded, texts, strict=True):
+        assert row[: len(text)].tolist() == text.tolist()
+        assert set(row[len(text) :].tolist()) <= {int(text[-1])}
+    assert folded.flatten()[packing.unfold_index].tolist() == tokens.tolist()
+    assert packing.last_index.tolist() == [int(text[-1]) for text in texts]
+    assert packing.position_ids.tolist() == [[place for length in lengths for place in range(length)]]

@@ -1,0 +1,82 @@
+"""From results to report.json and report.md."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from launcher.report import build_report
+from launcher.report_markdown import answer, render_markdown
+from training.result import RunResult
+from training.spec import DataSpec, JobSpec, LoraSpec
+
+BASELINE = {"name": "TF-IDF + LinearSVC", "split": "test", "accuracy": 0.7, "macro_f1": 0.69, "seconds": 1.0}
+
+
+def result(r: int, seed: int, validation: float, test: float | None, **changes: Any) -> RunResult:
+    spec = JobSpec(
+        name=f"r{r}-seed{seed}", seed=seed, data=DataSpec(dataset_name="imdb"), lora=LoraSpec(r=r),
+        output_dir=f"outputs/s/jobs/r{r}-seed{seed}",
+    )  # fmt: skip
+
+    def metrics(value: float) -> dict[str, float]:
+        return {"accuracy": value, "macro_f1": value, "loss": 1 - value, "num_samples": 10}
+
+    values: dict[str, Any] = {
+        "name": spec.name, "status": "succeeded", "settings": spec.to_dict(), "fingerprint": spec.fingerprint(),
+        "validation": metrics(validation), "test": metrics(test) if test is not None else {}, **changes,
+    }  # fmt: skip
+    return RunResult(**values)
+
+
+def test_jobs_that_differ_in_their_seed_are_one_group_with_sample_deviation() -> None:
+    tests = [0.80, 0.82, 0.87]
+    report = build_report("s", [result(8, seed, 0.8, test) for seed, test in enumerate(tests)], [], num_jobs=3)
+    (group,) = report["groups"]
+    assert group["num_seeds"] == 3
+    assert group["settings"] == {}
+    assert group["accuracy_mean"] == pytest.approx(0.83)
+    assert group["accuracy_std"] == pytest.approx(statistics.stdev(tests))
+
+
+def test_validation_chooses_the_best_setting_and_test_does_not() -> None:
+    jobs = [result(8, 0, 0.9, 0.6), result(16, 0, 0.7, 0.95)]
+    report = build_report("s", jobs, [BASELINE], num_jobs=2)
+    assert report["groups"][report["best"]]["settings"] == {"lora.r": 8}
+    assert report["groups"][0]["accuracy_std"] is None
+    text = answer(report)
+    assert "**Best setting: r8**" in text
+    assert "60.0 %" in text
+    assert "not worth it here: -10.0 points" in text
+
+
+def test_a_difference_within_the_spread_of_seeds_is_called_none() -> None:
+    jobs = [result(8, 0, 0.9, 0.66), result(8, 1, 0.9, 0.78)]
+    assert "No clear difference" in answer(build_report("s", jobs, [BASELINE], num_jobs=2))
+
+
+def test_without_a_test_split_validation_is_reported_and_said() -> None:
+    report = build_report("s", [result(8, 0, 0.9, None)], [], num_jobs=1)
+    assert report["groups"][0]["split"] == "validation"
+    assert "validation accuracy 90.0 %" in answer(report)
+
+
+def test_a_failure_stands_in_the_report_with_its_log_and_in_no_group() -> None:
+    error = {"message": "train.csv: no column 'x'", "log_tail": "line one\nline two"}
+    failed = replace(result(8, 1, 0.0, None), status="failed", error=error, validation={})
+    jobs = [result(8, 0, 0.9, 0.9), failed]
+    report = build_report("s", jobs, [BASELINE], num_jobs=3)
+    assert report["groups"][0]["num_seeds"] == 1
+    text = render_markdown(report)
+    assert "train.csv: no column 'x'" in text
+    assert "    line two" in text
+    assert "1 of 3 jobs succeeded, 1 failed, 1 not run" in text
+
+
+def test_a_study_without_any_success_has_a_report_too() -> None:
+    report = build_report("s", [], [BASELINE], num_jobs=2)
+    assert report["best"] is None
+    assert "no answer" in render_markdown(report)

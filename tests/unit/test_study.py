@@ -1,0 +1,84 @@
+"""Study files: what they expand to, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher.expand import StudyJob, expand
+from launcher.study import load_study
+from training.errors import UserError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STUDIES = sorted((CHECKOUT / "studies").glob("*.yaml"))
+
+
+def jobs_of(folder: Path, **content: Any) -> list[StudyJob]:
+    path = folder / "some.yaml"
+    path.write_text(yaml.safe_dump({"data": {"dataset_name": "builtin:docstrings"}, **content}))
+    return expand(load_study(path))
+
+
+def test_shipped_studies_expand_and_begin_with_their_command() -> None:
+    assert len(STUDIES) >= 3
+    for path in STUDIES:
+        jobs = expand(load_study(path))
+        assert len(jobs) >= 6
+        assert f"shoal run studies/{path.name}" in path.read_text().splitlines()[0]
+
+
+def test_the_demo_has_an_offloaded_nf4_job_on_two_ranks_with_three_seeds() -> None:
+    jobs = [job.spec for job in expand(load_study(CHECKOUT / "studies/demo.yaml"))]
+    low = [job for job in jobs if job.num_ranks == 2 and job.model.quantization == "nf4"]
+    assert sorted(job.seed for job in low) == [0, 1, 2]
+    assert all(isinstance(job.deepspeed, dict) for job in low)
+    assert {job.deepspeed["zero_optimization"]["offload_param"]["device"] for job in low} == {"cpu"}  # type: ignore[index]
+
+
+def test_grid_and_seeds_make_every_combination_with_readable_names(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, seed=[0, 1], sweep={"grid": {"lora.r": [8, 16]}})
+    assert [job.name for job in jobs] == ["r8-seed0", "r8-seed1", "r16-seed0", "r16-seed1"]
+    assert [(job.spec.lora.r, job.spec.seed) for job in jobs] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+
+
+def test_listed_jobs_overlay_the_shared_settings_and_meet_the_grid(tmp_path: Path) -> None:
+    jobs = jobs_of(
+        tmp_path,
+        lora={"r": 4, "lora_alpha": 8},
+        sweep={"grid": {"seed": [5]}, "jobs": [{"name": "big", "lora": {"r": 64}}, {"model.quantization": "nf4"}]},
+    )
+    assert [job.name for job in jobs] == ["big-seed5", "nf4-seed5"]
+    assert [(job.spec.lora.r, job.spec.lora.lora_alpha) for job in jobs] == [(64, 8), (4, 8)]
+
+
+def test_paths_are_found_beside_the_study_and_shown_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (job,) = jobs_of(tmp_path, data={"train_file": "train.csv"}, deepspeed="ds_configs/zero3.json")
+    assert job.spec.data.train_file == str(tmp_path / "train.csv")
+    assert job.spec.deepspeed["zero_optimization"]["stage"] == 3  # type: ignore[index]
+    assert (job.written.data.train_file, job.written.deepspeed) == ("train.csv", "ds_configs/zero3.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"sweeep": {}}, ["sweeep", "did you mean 'sweep'"]),
+        ({"lora": {"rr": 4}}, ["some.yaml", "'lora.rr'"]),
+        ({"sweep": {"grid": {"lora.rank": [1]}}}, ["sweep.grid.lora.rank"]),
+        ({"sweep": {"grid": {"lora.r": []}}}, ["sweep.grid.lora.r", "list of values"]),
+        ({"sweep": {"grid": {"lora.r": [0, -1]}}}, ["lora.r is 0", "lora.r is -1"]),
+        ({"sweep": {"grid": {"seed": [1, 1]}}}, ["same settings"]),
+        ({"data": {"train_file": "missing.csv"}}, ["data.train_file", "missing.csv", "does not exist"]),
+        ({"deepspeed": "missing.json"}, ["deepspeed", "missing.json"]),
+        ({"cards_gib": [0]}, ["cards_gib"]),
+    ],
+)
+def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        jobs_of(tmp_path, **content)
+    for word in words:
+        assert word in str(caught.value)

@@ -1,0 +1,86 @@
+"""The adapter as a file anybody can load, and the proof that it loads.
+
+adapter/ is PEFT's plain layout with the tokenizer and the base's config.json (label names, pad token) beside it:
+
+    config = AutoConfig.from_pretrained("adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(BASE, config=config)
+    model = PeftModel.from_pretrained(base, "adapter")
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+
+from training.errors import VerificationError
+from training.tokens import TokenizedSplit
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest difference of a logit, as a share of the largest logit. bf16 rounds to 1 part in 256, once a layer; a lost
+head or adapter differs by the size of the logits themselves."""
+
+
+def save_adapter(model: PeftModel, weights: dict[str, Tensor], tokenizer: Any, config: Any, folder: Path) -> None:
+    """Write adapter, head, tokenizer and configuration to `folder`, replacing what was there.
+
+    `weights` are whole tensors by parameter name of `model`, so nothing partitioned can be saved empty.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(str(temporary), state_dict=weights, safe_serialization=True, save_embedding_layers=False)
+    tokenizer.save_pretrained(str(temporary))
+    config.save_pretrained(str(temporary))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def check_saved_shapes(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Raise VerificationError unless the file holds as many tensors and values as were trained."""
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        sizes = [int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
+    expected = sorted(tensor.numel() for tensor in weights.values())
+    if sorted(sizes) != expected:
+        raise VerificationError(
+            f"{folder} holds {len(sizes)} tensors of {sum(sizes)} values, and {len(expected)} of {sum(expected)} "
+            "were trained. The adapter is not usable."
+        )
+
+
+@torch.no_grad()
+def reloaded_logits(
+    base: Any, folder: Path, split: TokenizedSplit, num_texts: int, device: torch.device
+) -> npt.NDArray[np.float32]:
+    """Return logits [num_texts, num_labels] of the first texts from a fresh base with the saved adapter.
+
+    Transformers' own forward pass, padding and pooling, as a user's program would run it.
+    """
+    model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
+    rows = [torch.from_numpy(split.pack([index])) for index in range(num_texts)]
+    pad = base.config.pad_token_id
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
+    output = model(input_ids=input_ids, attention_mask=attention_mask)
+    return output.logits.float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def compare_logits(
+    reloaded: npt.NDArray[np.float32], trained: npt.NDArray[np.float32], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the differences; raise VerificationError where they are more than rounding."""
+    difference = float(np.abs(reloaded - trained).max())
+    scale = max(1.0, float(np.abs(trained).max()))
+    if not difference <= TOLERANCE[dtype] * scale:
+        raise VerificationError(
+            f"the saved adapter gives other logits than the trained model: they differ by {difference:.4g}, and the "
+            f"largest logit is {scale:.4g}. The adapter is not usable; please report this with job.yaml."
+        )
+    return {"verified": True, "max_logit_difference": difference, "max_logit": scale, "num_texts": len(trained)}

@@ -1,0 +1,129 @@
+"""From a Table to texts and label names: which columns, and every row checked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from training.corpus.corpus import Table
+from training.errors import UserError, nearest
+
+
+def choose_text_columns(table: Table, wanted: list[str] | None, label_column_name: str) -> list[str]:
+    """Return the columns the text is made of: the wanted ones, else `text`, else the only one beside the label."""
+    _require_column(table, label_column_name, "data.label_column_name")
+    for name in wanted or []:
+        _require_column(table, name, "data.text_column_names")
+    if wanted:
+        return wanted
+    others = [name for name in table.column_names if name != label_column_name]
+    if "text" in others:
+        return ["text"]
+    if len(others) == 1:
+        return others
+    raise UserError(
+        f"{table.source} has no column 'text'. Its columns are {', '.join(table.column_names)}. "
+        "Set data.text_column_names to the one(s) to use."
+    )
+
+
+def _require_column(table: Table, name: str, key: str) -> None:
+    """Refuse a column that is not there."""
+    if name not in table.column_names:
+        hint = nearest(name, table.column_names) or "."
+        raise UserError(
+            f"{table.source} has no column {name!r}{hint} Its columns are {', '.join(map(repr, table.column_names))}. "
+            f"Set {key} to one of them (the first line of a CSV file must name the columns)."
+        )
+
+
+def read_texts(table: Table, column_names: list[str], delimiter: str) -> list[str]:
+    """Return the text of each row; missing parts are left out, a row without any text is refused."""
+    columns = [table.column(name) for name in column_names]
+    texts = [delimiter.join(part for part in map(_text_of, values) if part) for values in zip(*columns, strict=True)]
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise UserError(
+            f"{table.source} {table.place(empty[0])}: the text ({', '.join(column_names)}) is empty"
+            f"{_and_more(len(empty) - 1)}. Remove the row or fill it."
+        )
+    for row, text in enumerate(texts):
+        if not text.isascii():
+            _require_unicode(text, table, row)
+    return texts
+
+
+def _require_unicode(text: str, table: Table, row: int) -> None:
+    """Refuse half a surrogate pair, which JSON can hold and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{table.source} {table.place(row)}: the text holds {text[error.start]!r}, half a character. "
+            "Write the file again with whole characters."
+        ) from None
+
+
+def _text_of(value: Any) -> str:
+    """Return a cell as text; "" for a missing one."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def read_labels(table: Table, column_name: str) -> list[str]:
+    """Return the label name of each row; a missing one is refused."""
+    names = table.class_names.get(column_name)
+    values = table.column(column_name)
+    labels = [_class_of(value, names) if names else _label_of(value) for value in values]
+    missing = [row for row, label in enumerate(labels) if label is None]
+    if missing:
+        raise UserError(
+            f"{table.source} {table.place(missing[0])}: {column_name} is {values[missing[0]]!r:.40}, which is no label"
+            f"{_and_more(len(missing) - 1)}. Give each row a name or a whole number, or remove it."
+        )
+    return [label for label in labels if label is not None]
+
+
+def _class_of(value: Any, names: list[str]) -> str | None:
+    """Return the name a ClassLabel index stands for; -1 is its "no label"."""
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
+
+
+def _label_of(value: Any) -> str | None:
+    """Return a cell as label name, or None where it is none. 2 and 2.0 are "2"; strings stay as written."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, int):
+        return str(value)
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _and_more(count: int) -> str:
+    return f" (and in {count} more row{'s' if count > 1 else ''})" if count else ""
+
+
+def is_unlabelled(table: Table, column_name: str) -> bool:
+    """Whether every row of a ClassLabel column is -1, as in test splits whose answers are kept secret."""
+    return column_name in table.class_names and all(value in (-1, None) for value in table.column(column_name))
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Return names sorted as people count: "2" before "10", "-1" before "0", "class 2" before "class 10"."""
+    unique = set(names)
+    if all(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", name) for name in unique):
+        return sorted(unique, key=lambda name: (float(name), name))
+    return sorted(unique, key=lambda name: (_counting_key(name), name))
+
+
+def _counting_key(name: str) -> list[tuple[str, int]]:
+    """Cut into (text, the number after it) pairs."""
+    parts = [*re.split(r"([0-9]+)", name), "-1"]
+    return [(parts[index], int(parts[index + 1])) for index in range(0, len(parts) - 1, 2)]

@@ -1,0 +1,175 @@
+"""DeepSpeed's JSON: read, checked against what DeepSpeed knows, "auto" values filled in.
+
+DeepSpeed accepts a misspelt section in silence and then trains without it; here an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import UserError, nearest
+from training.parse import read_text
+from training.spec import TrainingSpec
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+AUTO = "auto"
+
+OWN_SECTIONS = {
+    "optimizer": "Shoal builds AdamW itself. Remove the section and set training.learning_rate and weight_decay.",
+    "scheduler": "Shoal builds the schedule itself. Remove the section and set training.lr_scheduler_type.",
+    "fp16": "LLaMA models overflow in fp16. Use bf16 (model.dtype) or fp32.",
+    "amp": "Mixed precision is bf16 here. Remove the section and set model.dtype.",
+    "dataloader_drop_last": "Every sample is used once an epoch. Remove the key.",
+    "managed_gradient_accumulation": "Shoal sets the accumulation boundary itself. Remove the key.",
+}
+"""Keys DeepSpeed knows and Shoal does not take, with what to do instead."""
+
+KNOWN_SECTIONS = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type",
+    "prescale_gradients", "gradient_predivide_factor", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
+    "activation_checkpointing", "comms_logger", "flops_profiler", "data_types", "torch_autocast", "aio", "compile",
+    "log_level", "disable_python_gc",
+}  # fmt: skip
+"""Top-level keys passed on (https://www.deepspeed.ai/docs/config-json/)."""
+
+
+def read_deepspeed_config(value: str | dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the configuration's content and its name for messages.
+
+    A relative file is looked for in the current directory, then in Shoal's checkout.
+    """
+    if isinstance(value, dict):
+        content, source = value, "deepspeed"
+    else:
+        path = Path(value).expanduser()
+        if not path.exists() and (CHECKOUT / path).exists():
+            path = CHECKOUT / path
+        source = str(value)
+        text = read_text(path, "DeepSpeed config")
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source} line {error.lineno}: {error.msg}. Mend the JSON there.") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{source} holds no settings. See ds_configs/ for examples.")
+    check_deepspeed_config(content, source)
+    return content, source
+
+
+def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
+    """Refuse keys DeepSpeed does not know, keys that are Shoal's, and ZeRO stages that do not exist."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+
+    for key in content:
+        if key in OWN_SECTIONS:
+            raise UserError(f"{source}: key {key!r}: {OWN_SECTIONS[key]}")
+    _refuse_unknown(content, KNOWN_SECTIONS, source, "")
+    _refuse_unknown(content.get("bf16", {}), {"enabled", "check_grad_overflow"}, source, "bf16.")
+    zero = content.get("zero_optimization", {})
+    _refuse_unknown(zero, set(DeepSpeedZeroConfig.model_fields), source, "zero_optimization.")
+    sections = {
+        "offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+        "offload_param": DeepSpeedZeroOffloadParamConfig,
+    }
+    for name, cls in sections.items():
+        section = zero.get(name) or {}
+        _refuse_unknown(section, set(cls.model_fields), source, f"zero_optimization.{name}.")
+        if section.get("device", "none") not in ("none", "cpu"):
+            raise UserError(
+                f"{source}: zero_optimization.{name}.device is {section['device']!r}. Use 'cpu' or 'none'; "
+                "a LoRA job's optimizer state is too small for NVMe to help."
+            )
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{source}: zero_optimization.stage is {stage!r}. Use 0, 1, 2 or 3.")
+    if _offloads(zero, "offload_param") and stage != 3:
+        raise UserError(f"{source}: offload_param needs ZeRO stage 3 and the stage is {stage}. Set stage: 3.")
+    if _offloads(zero, "offload_optimizer") and stage == 0:
+        raise UserError(f"{source}: offload_optimizer needs ZeRO stage 1, 2 or 3 and the stage is 0. Set stage: 2.")
+
+
+def _refuse_unknown(section: Any, known: set[str], source: str, prefix: str) -> None:
+    """Raise for a section that is no mapping or holds a key not in `known`."""
+    if not isinstance(section, dict):
+        raise UserError(f"{source}: {prefix.rstrip('.')} is {section!r}. It must be a mapping.")
+    for key in section:
+        if key not in known:
+            raise UserError(f"{source}: unknown key {prefix + key!r}{nearest(key, known) or '. Remove it.'}")
+
+
+def _offloads(zero: dict[str, Any], name: str) -> bool:
+    """Whether a ZeRO section moves that part to the CPU."""
+    return bool((zero.get(name) or {}).get("device", "none") == "cpu")
+
+
+def zero_stage(content: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a checked configuration."""
+    return int(content.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(content: dict[str, Any]) -> bool:
+    """Whether optimizer states live in host memory."""
+    return _offloads(content.get("zero_optimization", {}), "offload_optimizer")
+
+
+def offloads_parameters(content: dict[str, Any]) -> bool:
+    """Whether the model's weights live in host memory between uses."""
+    return _offloads(content.get("zero_optimization", {}), "offload_param")
+
+
+def fill_auto(
+    content: dict[str, Any],
+    source: str,
+    training: TrainingSpec,
+    *,
+    world_size: int,
+    dtype: torch.dtype,
+    cuda: bool,
+) -> dict[str, Any]:
+    """Return a configuration with every "auto" replaced and nothing that contradicts the job."""
+    micro, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    wanted = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * world_size,
+        "gradient_clipping": training.max_grad_norm,
+    }
+    filled: dict[str, Any] = json.loads(json.dumps(content))
+    for key, value in wanted.items():
+        if filled.get(key, AUTO) not in (AUTO, value):
+            raise UserError(f'{source}: {key} is {filled[key]} and the job says {value}. Write "auto" there.')
+        filled[key] = value
+    bf16 = dtype == torch.bfloat16
+    if filled.get("bf16", {}).get("enabled", AUTO) not in (AUTO, bf16):
+        raise UserError(f'{source}: bf16.enabled contradicts the job\'s dtype. Write "auto" there.')
+    filled["bf16"] = {**filled.get("bf16", {}), "enabled": bf16}
+    # DeepSpeed would refuse torch's AdamW under offload, which is the fallback where CPUAdam does not compile.
+    filled.setdefault("zero_force_ds_cpu_optimizer", False)
+    filled.setdefault("steps_per_print", 10**9)
+    zero = filled.setdefault("zero_optimization", {})
+    if bf16 and zero.get("stage", 0) == 0:
+        # Without ZeRO DeepSpeed trains the bf16 weights themselves: updates below 1/256 of a weight are lost.
+        # Stage 1 keeps fp32 copies and still holds all weights on every rank.
+        zero["stage"] = 1
+    zero.update({key: _auto_zero_value(key) for key, value in zero.items() if value == AUTO})
+    for name in ("offload_optimizer", "offload_param"):
+        if _offloads(zero, name):
+            zero[name].setdefault("pin_memory", cuda)
+    return filled
+
+
+def _auto_zero_value(key: str) -> Any:
+    """Return DeepSpeed's own default for a ZeRO key written as "auto"."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    return DeepSpeedZeroConfig.model_fields[key].get_default(call_default_factory=True)

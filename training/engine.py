@@ -1,0 +1,133 @@
+"""The DeepSpeed engine around the classifier, and the few things Shoal asks of it in every ZeRO stage."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.deepspeed_config import offloads_optimizer
+from training.ranks import Ranks
+from training.spec import TrainingSpec
+
+
+def start_process_group(ranks: Ranks) -> torch.device:
+    """Join the job's ranks and return this rank's device. NCCL on cards, gloo on CPUs."""
+    # torch compiles CPUAdam with ninja, which stands beside the interpreter; a venv need not be activated for it.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.update(ranks.environment())
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    torch.set_num_threads(ranks.num_threads)
+    # Gradients that have all but vanished are denormal numbers, which make a CPU ten times slower.
+    torch.set_flush_denormal(True)
+    if torch.cuda.is_available():
+        # Under Ray a rank sees its own card only; under the deepspeed launcher it sees them all.
+        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        deepspeed.init_distributed("nccl", verbose=False)
+    else:
+        device = torch.device("cpu")
+        # DeepSpeed would compile a shared-memory all-reduce here (most of a minute) that only its inference uses.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo", verbose=False)
+    return device
+
+
+def stop_process_group() -> None:
+    """Leave the group, if this process is in one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return adapter and head, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def build_optimizer(
+    model: nn.Module, training: TrainingSpec, config: dict[str, Any], report: Callable[[str], None]
+) -> torch.optim.Optimizer:
+    """Return AdamW over adapter and head; the learning rate is set before each step.
+
+    All of it is decayed, as in Hugging Face's Trainer: adapter and head have neither biases nor norms. One group, for
+    DeepSpeed with an offloaded optimizer makes no state for a second one of vectors (DoRA's magnitudes).
+    """
+    parameters = list(trainable_parameters(model).values())
+    rate, decay = training.learning_rate, training.weight_decay
+    if offloads_optimizer(config):
+        reason = cpu_adam_obstacle()
+        if reason is None:
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            report("optimizer: DeepSpeedCPUAdam in host memory")
+            return DeepSpeedCPUAdam(parameters, lr=rate, weight_decay=decay, adamw_mode=True)  # type: ignore[no-any-return]
+        report(f"optimizer: torch.optim.AdamW in host memory, since DeepSpeedCPUAdam does not build here ({reason})")
+    else:
+        report("optimizer: torch.optim.AdamW")
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def cpu_adam_obstacle() -> str | None:
+    """Build DeepSpeed's CPUAdam (about a minute, once a machine); return why it cannot be, or None."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    try:
+        with _quiet_output():
+            CPUAdamBuilder().load(verbose=False)
+    except Exception as error:  # a compiler can fail in any way, and none of them is a reason to stop
+        return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return None
+
+
+@contextmanager
+def _quiet_output() -> Iterator[None]:
+    """Keep the compiler's chatter off the terminal."""
+    stdout = sys.stdout
+    with Path(os.devnull).open("w") as sink:
+        sys.stdout = sink
+        try:
+            yield
+        finally:
+            sys.stdout = stdout
+
+
+def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """Return the DeepSpeed engine; ZeRO-3 partitions the weights here."""
+    import deepspeed
+
+    parameters = list(trainable_parameters(model).values())
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    return engine
+
+
+def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Any:
+    """Return a context in which ZeRO-3's partitioned parameters are whole; with `write`, rank 0's changes stay."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
+
+
+def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Return adapter and head as whole CPU tensors, on every rank. All ranks must call it."""
+    parameters = trainable_parameters(model)
+    with gathered(list(parameters.values())):
+        return {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+
+
+def load_trainable(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put whole tensors back. All ranks must call it with the same state; no optimizer step may follow."""
+    parameters = trainable_parameters(model)
+    with gathered(list(parameters.values()), write=True), torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])

@@ -1,0 +1,32 @@
+"""What can go wrong, as one small tree.
+
+ShoalError
+|-- UserError          the input is at fault; the message says the fact, then the fix; exit status 2
+`-- VerificationError  Shoal's own check of what it wrote failed; the job fails, nothing is reported as good
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+
+
+class ShoalError(Exception):
+    """Anything Shoal raises on purpose."""
+
+
+class UserError(ShoalError):
+    """Input that cannot be used. The message names the file, the key or row, the value and the mend."""
+
+
+class VerificationError(ShoalError):
+    """A saved artefact that does not read back as what was saved."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

@@ -1,0 +1,74 @@
+"""Logits of every text of a split, and the metrics scikit-learn computes from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.batches import cut_batch
+from training.ranks import Ranks
+from training.result import Metrics
+from training.tokens import TokenizedSplit
+
+
+def to_device(split: TokenizedSplit, indices: list[int], device: torch.device) -> tuple[Tensor, list[int]]:
+    """Return the packed token ids [T] of these texts on `device`, and the length of each.
+
+    An empty micro-batch becomes the split's first text, for a rank that only takes part in a collective pass.
+    """
+    indices = indices or [0]
+    tokens = torch.from_numpy(split.pack(indices))
+    lengths = [int(split.offsets[i + 1] - split.offsets[i]) for i in indices]
+    return tokens.to(device, non_blocking=True), lengths
+
+
+@torch.no_grad()
+def compute_logits(
+    engine: Any, split: TokenizedSplit, *, num_labels: int, ranks: Ranks, device: torch.device, token_budget: int
+) -> npt.NDArray[np.float32]:
+    """Return logits [texts, num_labels] on every rank; the ranks share the work. All ranks must call it."""
+    engine.eval()
+    logits = torch.zeros(len(split), num_labels, device=device)
+    micro_batches = cut_batch(
+        range(len(split)), split.lengths, rank=ranks.rank, world_size=ranks.world_size, token_budget=token_budget
+    )
+    for indices in micro_batches:
+        batch = engine(*to_device(split, indices, device))
+        if indices:
+            logits[torch.tensor(indices, device=device)] = batch
+    if ranks.world_size > 1:
+        dist.all_reduce(logits)  # each row was written by one rank and is zero on the others
+    engine.train()
+    return logits.cpu().numpy()
+
+
+def compute_metrics(logits: npt.NDArray[np.float32], labels: list[int]) -> Metrics:
+    """Return accuracy, macro F1 (over the classes that occur), mean cross-entropy ("loss") and "num_samples"."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    predicted = logits.argmax(axis=1)
+    wide = logits.astype(np.float64)
+    log_sum = np.logaddexp.reduce(wide, axis=1)
+    losses = log_sum - wide[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "loss": float(losses.mean()),
+        "num_samples": float(len(labels)),
+    }
+
+
+def is_better(metrics: Metrics, best: Metrics, name: str) -> bool:
+    """Whether `metrics` beats `best` in that metric; the earlier one wins a tie."""
+    if not best:
+        return True
+    value, old = metrics[name], best[name]
+    if math.isnan(value):
+        return False
+    return value < old if name == "loss" else value > old

@@ -1,0 +1,107 @@
+"""Train one classifier on this machine.
+
+    deepspeed [--num_gpus N] training/main.py --job job.yaml [--set lora.r=8]
+    deepspeed [--num_gpus N] training/main.py --model_name_or_path X --train_file Y --deepspeed ds_configs/Z.json ...
+    python training/main.py ...            # one rank
+
+Exit status: 0 the job succeeded, 1 it failed, 2 the input is at fault.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# `deepspeed training/main.py` puts training/ first on the path, where our modules would shadow libraries.
+_CHECKOUT = str(Path(__file__).resolve().parent.parent)
+sys.path[:] = [
+    _CHECKOUT,
+    *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
+]
+
+from training.errors import EXIT_FAILED, EXIT_USER_ERROR, ShoalError, UserError  # noqa: E402
+from training.flags import parse_flags  # noqa: E402
+from training.ranks import Ranks  # noqa: E402
+from training.recorder import FolderRecorder, Recorder  # noqa: E402
+from training.result import RunResult, read_result  # noqa: E402
+from training.spec import JobSpec  # noqa: E402
+
+GRACE_SECONDS = 5.0
+"""How long other ranks wait before they exit on an error that every rank meets: the deepspeed launcher kills all
+ranks as soon as one exits, and the first must have said why."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, train, say what came out; return the exit status."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        spec = parse_flags(sys.argv[1:] if arguments is None else arguments, warn=None if is_main else _silent)
+        folder = Path(spec.output_dir).expanduser()
+        finished = finished_result(folder, spec)
+        if finished is not None:
+            if is_main:
+                print(f"{folder} holds this job's result already; nothing to do.")
+                print_result(finished, folder)
+            return 0
+        result = train_here(spec, folder)
+    except ShoalError as error:
+        if is_main:
+            print(f"shoal: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(GRACE_SECONDS)
+        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+    if result is not None:
+        print_result(result, folder)
+    return 0
+
+
+def finished_result(folder: Path, spec: JobSpec) -> RunResult | None:
+    """Return the result the folder already holds of this very job; refuse a folder that holds another one's."""
+    result = read_result(folder)
+    if result is not None and result.fingerprint != spec.fingerprint():
+        raise UserError(f"{folder} holds the result of a job with other settings. Choose another --output_dir.")
+    return result
+
+
+def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
+    """Run this rank in this process, writing into `folder`."""
+    import yaml
+
+    from training.rank import run_job
+
+    ranks = Ranks.from_environment()
+    recorder: Recorder = TerminalRecorder(folder)
+    if ranks.is_main:
+        (folder / "job.yaml").write_text(
+            yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+    return run_job(spec, ranks, recorder, folder)
+
+
+class TerminalRecorder(FolderRecorder):
+    """Also says on the terminal what phase the job is in and what it logs."""
+
+    def event(self, kind: str, **values: object) -> None:
+        """Note one event."""
+        super().event(kind, **values)
+        if kind in ("phase", "log"):
+            print(values.get("phase") or values.get("message"), file=sys.stderr, flush=True)
+
+
+def print_result(result: RunResult, folder: Path) -> None:
+    """Say the figures and where the adapter lies."""
+    for name, metrics in (("validation", result.validation), ("test", result.test)):
+        if metrics:
+            print(f"{name:<10}  accuracy {metrics['accuracy']:.4f}  macro F1 {metrics['macro_f1']:.4f}")
+    print(f"adapter     {folder / 'adapter'} (verified by reloading)")
+    print(f"result      {folder / 'result.json'}")
+
+
+def _silent(_message: str) -> None:
+    """Say nothing: rank 0 says it."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The classifier: tokenizer, base model in its precision, adapter, head.
+
+Any checkpoint that transformers' AutoModelForSequenceClassification knows and that pools the last token (LLaMA, Qwen,
+Mistral, SmolLM, TinyLlama, ...).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+
+from training.errors import UserError
+from training.packing import PACKED_ATTENTION
+from training.spec import LoraSpec, ModelSpec
+from training.tiny_llama import ensure_tiny_llama
+
+HEAD = "score"
+"""Name transformers gives the classification head of decoder-only models."""
+TINY_LLAMA = "builtin:tiny-llama"
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the torch type of `ModelSpec.dtype`; auto is bf16 where the hardware multiplies it natively."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            cpu_info = Path("/proc/cpuinfo")
+            flags = cpu_info.read_text() if platform.system() == "Linux" and cpu_info.exists() else ""
+            fast = "avx512_bf16" in flags or "amx_bf16" in flags
+        dtype = "bf16" if fast else "fp32"
+    return torch.bfloat16 if dtype == "bf16" else torch.float32
+
+
+def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None]) -> str:
+    """Return the folder or hub name to load; builds the built-in model where that is asked for."""
+    name = spec.model_name_or_path
+    if name == TINY_LLAMA:
+        return str(ensure_tiny_llama(report))
+    if name.startswith("builtin:"):
+        raise UserError(f"model.model_name_or_path is {name!r}. The only built-in model is {TINY_LLAMA!r}.")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"model folder {folder} holds no config.json. Give the folder of a Hugging Face checkpoint."
+            )
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(
+                f"model folder {folder} holds no .safetensors file. Save the model with "
+                "model.save_pretrained(folder) first; pickle checkpoints are not loaded."
+            )
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model folder {name} does not exist. Give an existing folder or a hub name (owner/model).")
+    return name
+
+
+def hub_options(spec: ModelSpec) -> dict[str, Any]:
+    """Return what every `from_pretrained` call gets."""
+    return {"revision": spec.model_revision or "main", "trust_remote_code": spec.trust_remote_code}
+
+
+def load_config(spec: ModelSpec, checkpoint: str, label_names: list[str]) -> Any:
+    """Return the checkpoint's configuration as a classifier of these labels."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, **hub_options(spec))
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model {spec.model_name_or_path!r} was not found or cannot be read: {first_line} "
+            "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
+        ) from None
+    config.num_labels = len(label_names)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: index for index, name in enumerate(label_names)}
+    config.problem_type = "single_label_classification"
+    return config
+
+
+def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
+    """Return the checkpoint's tokenizer, padding right with a token that no text ends in.
+
+    The pad token matters to whoever uses the adapter later: transformers reads the right-most token that is not
+    `pad_token_id`, so a pad token equal to eos would pool the wrong position of a text that ends in eos.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, **hub_options(spec))
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"tokenizer of {spec.model_name_or_path!r} cannot be read: {first_line}") from None
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        tokenizer.pad_token = _spare_token(tokenizer)
+    return tokenizer
+
+
+def _spare_token(tokenizer: Any) -> str:
+    """Return a token of the vocabulary that ordinary text does not produce."""
+    vocabulary = tokenizer.get_vocab()
+    named = ["<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|pad|>", "<|endoftext|>", "<|reserved_special_token_0|>"]
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    for token in [*named, tokenizer.unk_token]:
+        if token is not None and token in vocabulary and token not in taken:
+            return str(token)
+    raise UserError(
+        f"the tokenizer in {tokenizer.name_or_path} has no token to pad with beside eos and bos. "
+        "Add one to tokenizer_config.json (pad_token), e.g. a reserved special token of its vocabulary."
+    )
+
+
+def can_pack(config: Any, model_class: type, max_seq_length: int) -> bool:
+    """Whether attention can be replaced by the packed one: it goes through AttentionInterface, in full width."""
+    window = getattr(config, "sliding_window", None)
+    narrow = window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_length
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+    return bool(getattr(model_class, "_supports_attention_backend", False)) and not (narrow or chunked or softcapped)
+
+
+def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return the frozen base with a fresh head, quantized as asked, on `device`."""
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **hub_options(spec)}
+    if spec.quantization != "none":
+        options["quantization_config"] = _quantization_config(spec.quantization, dtype)
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]}"
+        ) from None
+    if not hasattr(model, HEAD):
+        raise UserError(
+            f"model {spec.model_name_or_path!r} is a {config.model_type}, which has no {HEAD!r} head. "
+            "Use a decoder-only model (LLaMA, Qwen, Mistral, SmolLM, ...)."
+        )
+    for part in model.modules():
+        # On CPUs with bf16 instructions bitsandbytes repacks a 4-bit layer in place the first time it is evaluated,
+        # which fails on widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    model.requires_grad_(False)
+    return model
+
+
+def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return bitsandbytes' settings; the storage type equals the compute type so that ZeRO-3 can partition it."""
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=dtype,
+        llm_int8_skip_modules=[HEAD],
+    )
+
+
+def add_adapter(model: Any, spec: LoraSpec, dtype: torch.dtype) -> PeftModel:
+    """Put LoRA on the base; adapter and head train in `dtype`, their fp32 copies live in the optimizer."""
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=spec.lora_dropout,
+        target_modules=spec.target_modules,
+        use_rslora=spec.use_rslora,
+        use_dora=spec.use_dora,
+        modules_to_save=[HEAD],
+    )
+    try:
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        linear = sorted(
+            {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        )
+        raise UserError(
+            f"lora.target_modules is {spec.target_modules!r}: {str(error).splitlines()[0]} "
+            f"This model's linear layers are {', '.join(name for name in linear if name != HEAD)}."
+        ) from None
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return peft_model
+
+
+def build_classifier(
+    model_spec: ModelSpec, lora: LoraSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device
+) -> PeftModel:
+    """Return base + adapter + head. Same seed, same first weights, whatever the number of ranks."""
+    return add_adapter(load_base(model_spec, checkpoint, config, dtype, device), lora, dtype)
+
+
+def use_packed_attention(model: Any) -> None:
+    """Switch a loaded model to packed attention."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.set_attn_implementation(PACKED_ATTENTION)

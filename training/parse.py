@@ -1,0 +1,150 @@
+"""The one boundary for settings: YAML files, `--set key=value` and flags become a JobSpec, or a UserError.
+
+Unknown keys are refused with the nearest known name; each message holds the file and the path of the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from training.errors import UserError, nearest
+from training.spec import JobSpec
+
+T = TypeVar("T")
+NestedDict = dict[str, Any]
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the UTF-8 text of `path`; `what` names the file in messages ("job file", "study file")."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist. Check the path.") from None
+    except IsADirectoryError:
+        raise UserError(f"{what} {path} is a folder. Give the file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{what} {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
+            f"Convert it, e.g. iconv -f LATIN1 -t UTF-8."
+        ) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets the last one win."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is no plain word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def read_yaml(path: Path, what: str) -> NestedDict:
+    """Return the mapping a YAML file holds."""
+    text = read_text(path, what)
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{what} {path}{where}: {error.problem}. Mend the YAML there.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} {path} is not YAML: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{what} {path} holds no settings. It must be a mapping such as `model: {{...}}`.")
+    return content
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `lora.r=8` into the dotted key and the YAML value."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise UserError(f"--set {text!r} is no assignment. Write --set lora.r=8.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: {value!r} is no YAML value. Quote it.") from None
+
+
+def set_key(content: NestedDict, dotted_key: str, value: Any) -> NestedDict:
+    """Return `content` with one dotted key set, all else as it was."""
+    head, _, rest = dotted_key.partition(".")
+    if not rest:
+        return {**content, head: value}
+    inner = content.get(head)
+    return {**content, head: set_key(inner if isinstance(inner, dict) else {}, rest, value)}
+
+
+def deep_merge(base: NestedDict, override: Mapping[str, Any]) -> NestedDict:
+    """Return `base` with the values of `override` laid over it, mapping by mapping."""
+    merged = dict(base)
+    for key, value in override.items():
+        inner = merged.get(key)
+        merged[key] = deep_merge(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def known_keys(cls: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """Return the field names of the dataclass `path` leads to within `cls`."""
+    for part in path:
+        if not is_dataclass(cls):
+            return []
+        cls = get_type_hints(cls).get(part)
+    return [item.name for item in fields(cls)] if cls is not None and is_dataclass(cls) else []
+
+
+def all_dotted_keys(cls: Any, prefix: str = "") -> list[str]:
+    """Return each setting of `cls` as a dotted key, sections opened."""
+    keys = []
+    for name, hint in get_type_hints(cls).items():
+        if name.startswith("__"):
+            continue
+        keys += all_dotted_keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [f"{prefix}{name}"]
+    return keys
+
+
+def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
+    """Turn one pydantic error into our words."""
+    path = tuple(str(part) for part in error["loc"])
+    key = ".".join(path)
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        hint = nearest(path[-1], known_keys(cls, path[:-1]))
+        homes = [dotted for dotted in all_dotted_keys(cls) if dotted.split(".")[-1] == path[-1]]
+        if homes:
+            hint = f"; it belongs at {homes[0]!r}"
+        return f"{source}: unknown key {key!r}{hint or '. Remove it.'}"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{source}: key {key!r} is missing. Add it."
+    own = error.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        return f"{source}: {own}"
+    return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+
+
+def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
+    """Validate plain values into the dataclass `cls`; `source` names the file or "flags" in messages."""
+    try:
+        return TypeAdapter(cls).validate_python(dict(content))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except ValidationError as error:
+        lines = [_explain(cls, item, source) for item in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(lines))) from None
+
+
+def load_job(path: Path, assignments: list[str] | None = None, overrides: Mapping[str, Any] | None = None) -> JobSpec:
+    """Read a job file, apply `--set` assignments and then `overrides`."""
+    content = read_yaml(path, "job file")
+    for assignment in assignments or []:
+        content = set_key(content, *parse_assignment(assignment))
+    return build(JobSpec, deep_merge(content, overrides or {}), str(path))

@@ -1,0 +1,69 @@
+"""What a finished job says of itself. `result.json` is the proof of success; its absence is failure."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Metrics = dict[str, float]
+"""Metric name -> value; always holds "accuracy", "macro_f1", "loss" and "num_samples"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The job object of `result.json` and of the study's `report.json`."""
+
+    name: str
+    status: Literal["succeeded", "failed"]
+    settings: dict[str, Any]
+    """The resolved JobSpec."""
+    fingerprint: str
+    """JobSpec.fingerprint() of those settings."""
+    num_ranks: int = 1
+    untrained_validation: Metrics = field(default_factory=dict)
+    """The same model on validation before its first step."""
+    validation: Metrics = field(default_factory=dict)
+    """Of the adapter that was kept."""
+    test: Metrics = field(default_factory=dict)
+    """Of the adapter that was kept; evaluated once. Empty where there is no test split."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """steps, epochs, best_epoch, seconds, samples_per_second, final_loss, ..."""
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    """gpu_bytes (0 on a CPU) and host_bytes, the largest of any rank."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Corpus.facts: source, rows of each split, label names, what was removed or set aside."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Parameters in all and trained, precision, quantization, optimizer, ZeRO stage."""
+    adapter: dict[str, Any] = field(default_factory=dict)
+    """Whether it was verified by reloading, and the largest difference of a logit."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version."""
+    error: dict[str, str] = field(default_factory=dict)
+    """For a failed job: "message" and "log_tail"."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        return asdict(self)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that `path` holds either the old or the whole new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, ensure_ascii=False, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """Return the result a run folder holds, or None where the job has not finished."""
+    try:
+        return RunResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
