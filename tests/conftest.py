@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,18 @@ settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests and the tests out of it; programs they start inherit the variable."""
+    before = os.environ.get("SHOAL_CACHE")
+    os.environ["SHOAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["SHOAL_CACHE"]
+    else:
+        os.environ["SHOAL_CACHE"] = before
 
 
 @pytest.fixture(scope="session")
