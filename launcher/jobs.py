@@ -102,7 +102,8 @@ class JobRunner:
         """Start one task for each distinct data; jobs wait for theirs."""
         groups: dict[str, dict[str, list[StudyJob]]] = defaultdict(lambda: defaultdict(list))
         for job in jobs:
-            same = json.dumps([job.spec.to_dict()[key] for key in ("model", "data", "deepspeed")], sort_keys=True)
+            settings = {**job.spec.to_dict(), "lora": None, "seed": None, "name": None, "output_dir": None}
+            same = json.dumps(settings, sort_keys=True)
             groups[data_key(job)][same].append(job)
         for group in groups.values():
             alike = list(group.values())

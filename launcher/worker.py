@@ -89,22 +89,25 @@ def prepare_jobs(specs: list[tuple[JobSpec, str]], inbox: Any) -> list[Outcome]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # No job runs yet, and Ray gives a task one thread; read by torch when it is imported.
     os.environ["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
-    return [_prepare_one(spec, source, inbox) for spec, source in specs]
+    try:
+        from training.corpus.load import load_corpus
+
+        label_names = load_corpus(specs[0][0].data).label_names
+    except Exception as error:
+        return [_task_error(error)] * len(specs)
+    return [_prepare_one(spec, source, label_names, inbox) for spec, source in specs]
 
 
-def _prepare_one(spec: JobSpec, deepspeed_source: str, inbox: Any) -> Outcome:
-    """Check one job's DeepSpeed keys, load its data, make its model where it is built here."""
+def _prepare_one(spec: JobSpec, deepspeed_source: str, label_names: list[str], inbox: Any) -> Outcome:
+    """Check one job's settings and model, and make the model where it is built in."""
 
     def report(message: str) -> None:
         RayRecorder(inbox, spec.name).event("log", message=message)
 
     try:
-        from training.deepspeed_config import check_deepspeed_config
         from training.prepare import prepare
 
-        if isinstance(spec.deepspeed, dict):
-            check_deepspeed_config(spec.deepspeed, deepspeed_source)
-        prepare(spec, report)
+        prepare(spec, deepspeed_source, label_names, report)
     except Exception as error:
         return _task_error(error)
     return {"ok": True}
@@ -117,12 +120,9 @@ def compute_baselines(spec: JobSpec) -> Outcome:
         from training.baseline import tfidf_baseline
         from training.corpus.load import load_corpus
 
-        corpus = load_corpus(spec.data)
-        answer: Any = tfidf_baseline(corpus)
-        baselines = answer if isinstance(answer, list) else [answer]
+        return {"ok": True, "result": tfidf_baseline(load_corpus(spec.data))}
     except Exception as error:
         return _task_error(error)
-    return {"ok": True, "result": baselines}
 
 
 def collect_logs(job: str, workdir: str, inbox: Any) -> dict[str, str]:

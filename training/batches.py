@@ -50,15 +50,18 @@ def deal(indices: Sequence[int], lengths: Sequence[int], world_size: int) -> lis
 
 
 def fill(indices: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Cut samples, in the order given, into micro-batches of at most `token_budget` tokens (at least one sample)."""
+    """Cut samples, given longest first, into micro-batches of at least one sample.
+
+    Samples x the longest of them is at most `token_budget`: attention works on that many positions.
+    """
     micro_batches: list[list[int]] = []
     room = 0
     for index in indices:
-        if lengths[index] > room or not micro_batches:
+        if room == 0:
             micro_batches.append([])
-            room = token_budget
+            room = max(1, token_budget // max(1, lengths[index]))
         micro_batches[-1].append(index)
-        room -= lengths[index]
+        room -= 1
     return micro_batches
 
 

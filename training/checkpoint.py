@@ -119,7 +119,12 @@ def _flush_folder(folder: Path) -> None:
 
 def list_checkpoints(workdir: Path) -> list[Path]:
     """Return the checkpoint folders, oldest first."""
-    return sorted((workdir / FOLDER).glob("step-*"))
+    return sorted((workdir / FOLDER).glob("step-*"), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return the steps a checkpoint folder's name says."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def read_checkpoint(folder: Path, spec: JobSpec) -> Checkpoint:

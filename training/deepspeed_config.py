@@ -152,20 +152,35 @@ def fill_auto(
     bf16 = dtype == torch.bfloat16
     if filled.get("bf16", {}).get("enabled", AUTO) not in (AUTO, bf16):
         raise UserError(f'{source}: bf16.enabled contradicts the job\'s dtype. Write "auto" there.')
-    filled["bf16"] = {**filled.get("bf16", {}), "enabled": bf16}
+    # A step with infinite gradients is not left out in silence: the loss that follows stops the job with a message.
+    filled["bf16"] = {"check_grad_overflow": False, **filled.get("bf16", {}), "enabled": bf16}
     # DeepSpeed would refuse torch's AdamW under offload, which is the fallback where CPUAdam does not compile.
     filled.setdefault("zero_force_ds_cpu_optimizer", False)
     filled.setdefault("steps_per_print", 10**9)
     zero = filled.setdefault("zero_optimization", {})
+    if bf16:
+        # Many micro-batches, each far smaller than their sum, would be rounded to 8 bits as they add up.
+        filled.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     if bf16 and zero.get("stage", 0) == 0:
         # Without ZeRO DeepSpeed trains the bf16 weights themselves: updates below 1/256 of a weight are lost.
         # Stage 1 keeps fp32 copies and still holds all weights on every rank.
         zero["stage"] = 1
+    if zero.get("reduce_bucket_size") == AUTO:
+        del zero["reduce_bucket_size"]  # filled by fit_buckets, once the trained values can be counted
     zero.update({key: _auto_zero_value(key) for key, value in zero.items() if value == AUTO})
     for name in ("offload_optimizer", "offload_param"):
         if _offloads(zero, name):
             zero[name].setdefault("pin_memory", cuda)
     return filled
+
+
+def fit_buckets(content: dict[str, Any], num_trained: int) -> dict[str, Any]:
+    """Return the configuration with gradient buckets no larger than the gradients of `num_trained` values.
+
+    DeepSpeed's default of 500 million elements is allocated in full, a GiB of bf16 on a card that trains a few million.
+    """
+    zero = {"reduce_bucket_size": num_trained, **content["zero_optimization"]}
+    return {**content, "zero_optimization": zero}
 
 
 def _auto_zero_value(key: str) -> Any:

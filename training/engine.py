@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
-from training.deepspeed_config import offloads_optimizer
+from training.deepspeed_config import fit_buckets, offloads_optimizer
 from training.ranks import Ranks
 from training.spec import TrainingSpec
 
@@ -23,6 +24,10 @@ def start_process_group(ranks: Ranks) -> torch.device:
     # torch compiles CPUAdam with ninja, which stands beside the interpreter; a venv need not be activated for it.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.update(ranks.environment())
+    if torch.cuda.is_available():
+        # Under Ray a rank sees its own card only; under the deepspeed launcher it sees them all. DeepSpeed, too, takes
+        # LOCAL_RANK for the number of a card.
+        os.environ["LOCAL_RANK"] = str(ranks.local_rank % torch.cuda.device_count())
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -30,8 +35,7 @@ def start_process_group(ranks: Ranks) -> torch.device:
     # Gradients that have all but vanished are denormal numbers, which make a CPU ten times slower.
     torch.set_flush_denormal(True)
     if torch.cuda.is_available():
-        # Under Ray a rank sees its own card only; under the deepspeed launcher it sees them all.
-        device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         deepspeed.init_distributed("nccl", verbose=False)
     else:
@@ -79,9 +83,14 @@ def build_optimizer(
 def cpu_adam_obstacle() -> str | None:
     """Build DeepSpeed's CPUAdam (about a minute, once a machine); return why it cannot be, or None."""
     from deepspeed.ops.op_builder import CPUAdamBuilder
+    from torch.utils.cpp_extension import _get_build_directory
 
     try:
-        with _quiet_output():
+        folder = Path(_get_build_directory(CPUAdamBuilder.NAME, False))
+        # torch's own lock is a file that a killed process leaves behind, and all later ones wait for. Whoever holds
+        # ours, which ends with its process, knows that nobody is building.
+        with _quiet_output(), FileLock(folder.with_name(f"{folder.name}.shoal.lock")):
+            (folder / "lock").unlink(missing_ok=True)
             CPUAdamBuilder().load(verbose=False)
     except Exception as error:  # a compiler can fail in any way, and none of them is a reason to stop
         return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -105,6 +114,7 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     import deepspeed
 
     parameters = list(trainable_parameters(model).values())
+    config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
     return engine
 

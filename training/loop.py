@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.batches import StepPlan, plan_step, steps_per_epoch
-from training.checkpoint import Checkpoint, folder_name, list_checkpoints, write_checkpoint
+from training.checkpoint import Checkpoint, folder_name, list_checkpoints, step_of, write_checkpoint
 from training.engine import copy_trainable
 from training.errors import ShoalError
 from training.evaluation import compute_logits, compute_metrics, is_better, to_device
@@ -258,8 +258,13 @@ def save(run: TrainingRun, state: TrainingState) -> None:
     run.recorder.save(folder_name(state.step), folder)
     run.recorder.event("checkpoint", step=state.step)
     for old in list_checkpoints(run.workdir)[: -run.spec.training.save_total_limit]:
-        shutil.rmtree(old)
-        run.recorder.remove(f"{old.parent.name}/{old.name}")
+        drop(run, old)
+
+
+def drop(run: TrainingRun, checkpoint: Path) -> None:
+    """Delete a checkpoint, here and in the run folder."""
+    shutil.rmtree(checkpoint)
+    run.recorder.remove(f"{checkpoint.parent.name}/{checkpoint.name}")
 
 
 def restore(run: TrainingRun, checkpoint: Checkpoint) -> TrainingState:
@@ -268,4 +273,9 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> TrainingState:
     idle = StepPlan(micro_batches=[[]], num_samples=1)
     optimizer_step(run, idle, 0, 0.0)
     write_training_state(run.engine, checkpoint.state, checkpoint.step)
+    if run.ranks.is_main:
+        # Those of a path now left would be taken for the newest of this one.
+        for later in list_checkpoints(run.workdir):
+            if step_of(later) > checkpoint.step:
+                drop(run, later)
     return TrainingState(step=checkpoint.step, best_weights=checkpoint.best, **checkpoint.progress)

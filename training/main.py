@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         result = train_here(spec, folder)
     except ShoalError as error:
-        if is_main:
-            print(f"shoal: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(GRACE_SECONDS)
+        if not is_main:
+            time.sleep(GRACE_SECONDS)  # an error that rank 0 met too ends this process here
+        who = "" if is_main else f"rank {os.environ['RANK']}: "
+        print(f"shoal: {who}{error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
     if result is not None:
         print_result(result, folder)

@@ -23,6 +23,9 @@ from training.tiny_llama import ensure_tiny_llama
 HEAD = "score"
 """Name transformers gives the classification head of decoder-only models."""
 TINY_LLAMA = "builtin:tiny-llama"
+PACKED_FAMILIES = {"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
+"""Model types whose packed logits and gradients a test holds equal to padded ones. Others are padded: some add sinks,
+caps or a state of their own to attention, which packing would leave out or mix up."""
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -115,13 +118,11 @@ def _spare_token(tokenizer: Any) -> str:
     )
 
 
-def can_pack(config: Any, model_class: type, max_seq_length: int) -> bool:
-    """Whether attention can be replaced by the packed one: it goes through AttentionInterface, in full width."""
+def can_pack(config: Any, max_seq_length: int) -> bool:
+    """Whether packed attention is this model's: plain causal attention, no window narrower than the texts."""
     window = getattr(config, "sliding_window", None)
     narrow = window is not None and getattr(config, "use_sliding_window", True) and window < max_seq_length
-    chunked = getattr(config, "attention_chunk_size", None) is not None
-    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-    return bool(getattr(model_class, "_supports_attention_backend", False)) and not (narrow or chunked or softcapped)
+    return config.model_type in PACKED_FAMILIES and not narrow
 
 
 def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.engine import load_trainable, trainable_parameters
@@ -53,8 +54,6 @@ def write_training_state(engine: Any, state: dict[str, Tensor], num_updates: int
 
     The optimizer must have made one step (of learning rate 0, say): before, its state does not exist.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     parameters = trainable_parameters(engine.module)
     load_trainable(engine.module, {name: state[f"param/{name}"] for name in parameters})
     for name, parameter in parameters.items():
@@ -62,15 +61,44 @@ def write_training_state(engine: Any, state: dict[str, Tensor], num_updates: int
             for key in MOMENTS:
                 engine.optimizer.state[parameter][key].copy_(state[f"{key}/{name}"])
             continue
-        device = parameter.device
-        safe_set_full_fp32_param(parameter, state[f"param/{name}"].to(device))
+        _write_param(parameter, state[f"param/{name}"])
         for key in MOMENTS:
-            safe_set_full_optimizer_state(parameter, state[f"{key}/{name}"].to(device), key)
+            _write_moment(parameter, state[f"{key}/{name}"], key)
     for values in base_optimizer(engine).state.values():
         if isinstance(values.get("step"), Tensor):
             values["step"].fill_(num_updates)
         elif "step" in values:
             values["step"] = num_updates
+
+
+def _write_param(parameter: nn.Parameter, value: Tensor) -> None:
+    """Put a whole fp32 weight where ZeRO keeps its slices."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_fp32_param(parameter, own_slice(parameter, value))
+    else:
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
+def _write_moment(parameter: nn.Parameter, value: Tensor, key: str) -> None:
+    """Put a whole moment of AdamW where ZeRO keeps its slices."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_optimizer_state(parameter, own_slice(parameter, value), key)
+    else:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+
+def own_slice(parameter: Any, value: Tensor) -> Tensor:
+    """Return this rank's slice of a whole tensor as ZeRO-3 cuts it, the last slice padded with zeros.
+
+    DeepSpeed's own `safe_set_full_*` forget the padding and fail where a tensor does not divide by the ranks.
+    """
+    size = int(parameter.ds_tensor.numel())
+    flat = value.flatten()[dist.get_rank() * size :][:size]
+    return torch.nn.functional.pad(flat, (0, size - flat.numel())).to(parameter.ds_tensor.device)
 
 
 def base_optimizer(engine: Any) -> Any:

@@ -1,20 +1,30 @@
-"""What is made once, before the jobs of a study start: the built-in data and model. Bad data fails here too."""
+"""What is done once, before the jobs of a study start: bad input fails here, the built-in data and model are made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from training.corpus.load import load_corpus
+import torch
+
+from training.deepspeed_config import check_deepspeed_config, fill_auto
+from training.errors import UserError
+from training.model import load_config, load_tokenizer, resolve_checkpoint
 from training.spec import JobSpec
 
 
-def prepare(spec: JobSpec, report: Callable[[str], None]) -> None:
-    """Load the job's data and make its model where it is built here; `report` is told of what takes long.
+def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report: Callable[[str], None]) -> None:
+    """Check what can be checked without a card: DeepSpeed keys, model configuration, tokenizer.
 
-    Raises UserError where the data cannot be used.
+    `spec.deepspeed` holds the content of the file that messages call `deepspeed_source`. `report` is told of what
+    takes long. Raises UserError for what cannot work.
     """
-    load_corpus(spec.data)
-    if spec.model.model_name_or_path == "builtin:tiny-llama":
-        from training.tiny_llama import ensure_tiny_llama
-
-        ensure_tiny_llama(report)
+    if not isinstance(spec.deepspeed, dict):
+        raise UserError(f"{deepspeed_source}: give the content of the file.")
+    check_deepspeed_config(spec.deepspeed, deepspeed_source)
+    # With dtype auto the ranks' cards decide; the file may say either.
+    wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"
+    dtype = torch.bfloat16 if spec.model.dtype == "bf16" or wants_bf16 else torch.float32
+    fill_auto(spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=dtype, cuda=False)
+    checkpoint = resolve_checkpoint(spec.model, report)
+    load_config(spec.model, checkpoint, label_names)
+    load_tokenizer(spec.model, checkpoint)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from training import __version__
-from training.adapter import check_saved_shapes, compare_logits, reloaded_logits, save_adapter
+from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
 from training.checkpoint import Checkpoint, find_checkpoint
 from training.corpus.load import Corpus, load_corpus
 from training.deepspeed_config import (
@@ -150,8 +150,15 @@ def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], N
         tokenizer=tokenizer,
         checkpoint=checkpoint,
         config=config,
-        dtype=resolve_dtype(spec.model.dtype, device),
+        dtype=agreed_dtype(spec, device),
     )
+
+
+def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:
+    """Return the compute type of all ranks: with `auto`, fp32 where one rank's card has no bf16."""
+    has_bf16 = torch.tensor(int(resolve_dtype(spec.model.dtype, device) == torch.bfloat16), device=device)
+    dist.all_reduce(has_bf16, op=dist.ReduceOp.MIN)
+    return torch.bfloat16 if has_bf16.item() else torch.float32
 
 
 def _shared_checkpoint(spec: JobSpec, ranks: Ranks, workdir: Path, report: Callable[[str], None]) -> Checkpoint | None:
@@ -183,7 +190,7 @@ def build_run(
     """Build model and engine; return the run and the facts about the model that stand in the result."""
     torch.manual_seed(spec.seed)
     peft_model = build_classifier(spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device)
-    packed = can_pack(material.config, type(peft_model.get_base_model()), spec.data.max_seq_length)
+    packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:
         use_packed_attention(peft_model)
     if spec.training.gradient_checkpointing:
@@ -246,7 +253,7 @@ def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcom
     if run.ranks.is_main:
         weights = {name.removeprefix("classifier."): value for name, value in state.best_weights.items()}
         save_adapter(run.engine.module.classifier, weights, material.tokenizer, material.config, run.workdir / ADAPTER)
-        check_saved_shapes(run.workdir / ADAPTER, weights)
+        check_saved_values(run.workdir / ADAPTER, weights)
     run.engine.destroy()
     samples = min(state.step * run.global_batch_size, round(state.step / run.steps_per_epoch * len(run.train)))
     return Outcome(
@@ -277,7 +284,9 @@ def conclude(
 ) -> RunResult:
     """Prove that the saved adapter loads, write predictions and result. Rank 0 alone, the model gone from memory."""
     folder = workdir / ADAPTER
-    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], device)
+    # A base that was trained in slices or from host memory may not fit a card whole.
+    place = torch.device("cpu") if facts["zero_stage"] == 3 else device
+    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place)
     evaluated = {name: (material.splits[name], logits) for name, logits in outcome.logits.items()}
     write_predictions(workdir / "predictions.parquet", evaluated, material.corpus.label_names)
     metrics = {name: compute_metrics(logits, material.splits[name].labels) for name, logits in outcome.logits.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class TokenizedSplit:
     """[texts + 1]: text i is tokens[offsets[i]:offsets[i + 1]]."""
     labels: list[int]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each text."""
         return np.diff(self.offsets).tolist()  # type: ignore[no-any-return]
@@ -45,7 +47,7 @@ class TokenizedSplit:
 
 def tokenize_split(split: Split, tokenizer: Any, max_seq_length: int) -> TokenizedSplit:
     """Return the split's token ids, each text cut to `max_seq_length` tokens."""
-    key = hashlib.sha256(f"{FORMAT} {max_seq_length} {tokenizer.backend_tokenizer.to_str()}".encode())
+    key = hashlib.sha256(f"{FORMAT} {max_seq_length} {_identity(tokenizer)}".encode())
     for text in split.texts:
         key.update(text.encode())
         key.update(b"\0")
@@ -58,6 +60,14 @@ def tokenize_split(split: Split, tokenizer: Any, max_seq_length: int) -> Tokeniz
     path = cached(f"tokens/{key.hexdigest()[:32]}.npz", make)
     with np.load(path) as stored:
         return TokenizedSplit(ids=split.ids, tokens=stored["tokens"], offsets=stored["offsets"], labels=split.labels)
+
+
+def _identity(tokenizer: Any) -> str:
+    """Return what a tokenizer is made of, without the truncation and padding of its last call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # written in Python
+        return f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())}"
+    return json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
 
 
 def _encode(

@@ -22,11 +22,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with data, where the ranks find the stand-in."""
     rows = [f"{word} number {number},{word}" for number in range(20) for word in ("cat", "dog")]
     (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "test.csv").write_text("text,label\na cat,cat\na dog,dog\n")
+    (tmp_path / "model").symlink_to(tiny_model)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -36,7 +37,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_study(workplace: Path, **changes: Any) -> Path:
     content = {
-        "model": {"model_name_or_path": "nobody/nothing"},  # the stand-in loads no model
+        "model": {"model_name_or_path": str(workplace / "model")},
         "cards_gib": [8, 8],
         "data": {"train_file": "train.csv", "test_file": "test.csv"},
         "deepspeed": "ds_configs/zero0.json",

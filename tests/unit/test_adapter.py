@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from training.adapter import check_saved_shapes, compare_logits, reloaded_logits, save_adapter
+from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
 from training.engine import trainable_parameters
 from training.errors import VerificationError
 from training.model import HEAD, add_adapter
@@ -61,7 +61,7 @@ def saved(tmp_path: Path, split: TokenizedSplit) -> tuple[Path, dict[str, torch.
 
 def test_what_was_saved_gives_the_same_logits(saved: Any, split: TokenizedSplit) -> None:
     folder, weights, trained = saved
-    check_saved_shapes(folder, weights)
+    check_saved_values(folder, weights)
     reloaded = reloaded_logits(base(), folder, split, 3, torch.device("cpu"))
     facts = compare_logits(reloaded, trained, torch.float32)
     assert facts["verified"] and facts["max_logit_difference"] < 1e-5
@@ -74,7 +74,8 @@ def test_lost_weights_are_found(part: str, saved: Any, split: TokenizedSplit) ->
     hit = [name for name in tensors if part in name]
     assert hit
     save_file({name: value * 0 if name in hit else value for name, value in tensors.items()}, folder / FILE)
-    check_saved_shapes(folder, weights)  # the shapes are right, the values are not
+    with pytest.raises(VerificationError, match="as they were trained"):
+        check_saved_values(folder, weights)
     with pytest.raises(VerificationError, match="other logits"):
         compare_logits(reloaded_logits(base(), folder, split, 3, torch.device("cpu")), trained, torch.float32)
 
@@ -84,11 +85,11 @@ def test_missing_and_empty_tensors_are_found(saved: Any) -> None:
     tensors = load_file(folder / FILE)
     name = next(name for name in tensors if HEAD in name)
     save_file({key: value for key, value in tensors.items() if key != name}, folder / FILE)
-    with pytest.raises(VerificationError, match="were trained"):
-        check_saved_shapes(folder, weights)
+    with pytest.raises(VerificationError, match="as they were trained"):
+        check_saved_values(folder, weights)
     save_file({**tensors, name: torch.empty(0)}, folder / FILE)
-    with pytest.raises(VerificationError, match="were trained"):
-        check_saved_shapes(folder, weights)
+    with pytest.raises(VerificationError, match="as they were trained"):
+        check_saved_values(folder, weights)
 
 
 def test_logits_that_are_not_numbers_do_not_pass() -> None:

@@ -14,6 +14,7 @@ from training.deepspeed_config import (
     OWN_SECTIONS,
     check_deepspeed_config,
     fill_auto,
+    fit_buckets,
     offloads_optimizer,
     offloads_parameters,
     read_deepspeed_config,
@@ -82,8 +83,21 @@ def test_bf16_weights_keep_fp32_copies_under_any_stage() -> None:
 def test_a_zero_key_left_to_auto_gets_deepspeeds_own_default() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = fill({"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}})["zero_optimization"]
-    assert zero["reduce_bucket_size"] == DeepSpeedZeroConfig(stage=2).reduce_bucket_size
+    zero = fill({"zero_optimization": {"stage": 2, "allgather_bucket_size": "auto"}})["zero_optimization"]
+    assert zero["allgather_bucket_size"] == DeepSpeedZeroConfig(stage=2).allgather_bucket_size
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 70), ({"reduce_bucket_size": "auto"}, 70),
+                                                 ({"reduce_bucket_size": 5}, 5)])  # fmt: skip
+def test_gradient_buckets_are_no_larger_than_the_gradients(given: dict[str, Any], expected: int) -> None:
+    filled = fill({"zero_optimization": {"stage": 2, **given}})
+    assert fit_buckets(filled, num_trained=70)["zero_optimization"]["reduce_bucket_size"] == expected
+    assert filled["zero_optimization"].get("reduce_bucket_size") == (5 if expected == 5 else None)
+
+
+def test_micro_batches_add_up_in_fp32() -> None:
+    assert fill({}, dtype=torch.bfloat16)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "data_types" not in fill({}, dtype=torch.float32)
 
 
 def test_values_of_the_file_are_kept() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.model import can_pack, use_packed_attention
+from training.model import PACKED_FAMILIES, can_pack, use_packed_attention
 from training.packing import PackedClassifier, Packing
 
 PAD = 0
@@ -32,6 +32,10 @@ PACKABLE: dict[str, dict[str, Any]] = {
     "Qwen2": {"sliding_window": 4, "use_sliding_window": False},
     "Qwen3": {"head_dim": 8},
     "Mistral": {"sliding_window": None},
+    "Gemma": {"head_dim": 8},
+    "Olmo2": {},
+    "Phi3": {"sliding_window": None},
+    "SmolLM3": {"sliding_window": None, "use_sliding_window": False},
     "Mistral with a window as wide as the texts": {"sliding_window": MAX_SEQ_LENGTH},
 }
 PADDED: dict[str, dict[str, Any]] = {
@@ -40,14 +44,14 @@ PADDED: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_classifier(name: str, changes: dict[str, Any]) -> tuple[Any, type]:
-    """Return a random classifier of the family `name` begins with, in fp32, and its class."""
+def tiny_classifier(name: str, changes: dict[str, Any]) -> Any:
+    """Return a random classifier of the family `name` begins with, in fp32."""
     family = name.split(maxsplit=1)[0]
     config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
     model_class = getattr(transformers, f"{family}ForSequenceClassification")
     torch.manual_seed(0)
     model = model_class._from_config(config, dtype=torch.float32, attn_implementation="eager")
-    return model.eval(), model_class
+    return model.eval()
 
 
 def random_texts(lengths: list[int]) -> list[Tensor]:
@@ -88,39 +92,39 @@ def assert_same(model: Any, *, packed: bool, lengths: list[int] = LENGTHS) -> No
 
 @pytest.mark.parametrize("name", PACKABLE)
 def test_packed_texts_give_the_logits_and_gradients_of_padded_ones(name: str) -> None:
-    model, model_class = tiny_classifier(name, PACKABLE[name])
-    assert can_pack(model.config, model_class, MAX_SEQ_LENGTH)
+    model = tiny_classifier(name, PACKABLE[name])
+    assert can_pack(model.config, MAX_SEQ_LENGTH)
     assert_same(model, packed=True)
 
 
 @pytest.mark.parametrize("name", PADDED)
 def test_a_narrow_window_goes_the_padded_way_and_agrees(name: str) -> None:
-    model, model_class = tiny_classifier(name, PADDED[name])
-    assert not can_pack(model.config, model_class, MAX_SEQ_LENGTH)
+    model = tiny_classifier(name, PADDED[name])
+    assert not can_pack(model.config, MAX_SEQ_LENGTH)
     assert_same(model, packed=False)
 
 
 def test_packing_a_narrow_window_all_the_same_would_be_wrong() -> None:
     """Shows that the test above can fail: full attention is not the window's."""
     name = "Mistral with a narrow window"
-    model, _ = tiny_classifier(name, PADDED[name])
+    model = tiny_classifier(name, PADDED[name])
     with pytest.raises(AssertionError):
         assert_same(model, packed=True)
 
 
-@pytest.mark.parametrize("changes", [{"attention_chunk_size": 8}, {"attn_logit_softcapping": 50.0}])
-def test_attention_of_another_kind_is_not_packed(changes: dict[str, Any]) -> None:
-    config = transformers.LlamaConfig(**SHAPE, **changes)
-    assert not can_pack(config, transformers.LlamaForSequenceClassification, MAX_SEQ_LENGTH)
+def test_exactly_the_families_shown_above_are_packed() -> None:
+    shown = {tiny_classifier(name, changes).config.model_type for name, changes in PACKABLE.items()}
+    assert shown == PACKED_FAMILIES
 
 
-def test_attention_without_the_interface_is_not_packed() -> None:
-    assert not can_pack(transformers.LlamaConfig(**SHAPE), torch.nn.Module, MAX_SEQ_LENGTH)
+def test_other_families_are_padded() -> None:
+    """GPT-OSS hands its sinks to attention beside the mask."""
+    assert not can_pack(transformers.GptOssConfig(), MAX_SEQ_LENGTH)
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_text_is_judged_alike_in_any_company(packed: bool) -> None:
-    model, _ = tiny_classifier("Llama", {})
+    model = tiny_classifier("Llama", {})
     if packed:
         use_packed_attention(model)
     classifier = PackedClassifier(model, packed=packed)
@@ -132,7 +136,7 @@ def test_a_text_is_judged_alike_in_any_company(packed: bool) -> None:
 
 def test_a_text_may_end_in_the_pad_token() -> None:
     """transformers would read the token before it; the last token of a text is known here."""
-    model, _ = tiny_classifier("Llama", {})
+    model = tiny_classifier("Llama", {})
     use_packed_attention(model)
     text = torch.tensor([7, 8, PAD])
     with_it = PackedClassifier(model, packed=True)(text, [3])
@@ -143,7 +147,7 @@ def test_a_text_may_end_in_the_pad_token() -> None:
 def test_gradients_under_peft_and_checkpointing_agree_too() -> None:
     from peft import LoraConfig, TaskType, get_peft_model
 
-    model, _ = tiny_classifier("Llama", {})
+    model = tiny_classifier("Llama", {})
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, target_modules="all-linear", init_lora_weights=False)
     adapted: Any = get_peft_model(model, lora)
     texts = random_texts(LENGTHS)
