@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.disk import flush
 from training.recorder import EVENTS_FILE, Event
 
 CHUNK_BYTES = 4 << 20
@@ -56,7 +57,9 @@ class Inbox:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             _delete(target)
-        self._incoming(job, relative_path).replace(target)
+        incoming = self._incoming(job, relative_path)
+        flush(incoming)
+        incoming.replace(target)
 
     def remove(self, job: str, relative_path: str) -> None:
         """Delete a file or folder of the job, if it is there."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
-from launcher.folder import StudyFolder, fingerprint
+from launcher.folder import StudyFolder, data_key, fingerprint
 from launcher.inbox import Inbox
 from launcher.schedule import Placement, place
 from launcher.state import JobState
@@ -25,13 +24,6 @@ GRACE_SECONDS = 3.0
 """How long the other ranks get after one failed: one of them may know the cause."""
 COLLECT_SECONDS = 10.0
 """How long an interrupted study waits for logs."""
-
-
-def data_key(job: StudyJob) -> str:
-    """Return a short hash of the data a job reads, without how it is tokenized."""
-    content = asdict(job.written.data)
-    del content["max_seq_length"]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.folder import StudyFolder
+from launcher.folder import Baselines, StudyFolder
 from launcher.report_markdown import render_markdown
 from training.result import RunResult, write_json
 
@@ -25,7 +25,7 @@ def write_report(folder: StudyFolder) -> Path:
     """Write report.json and report.md from what the study folder holds; return the path of report.md."""
     name, jobs = folder.read_study()
     results = folder.read_results(jobs)
-    baselines = [item for items in folder.read_baselines().values() for item in items]
+    baselines = current(folder.read_baselines(), results)
     report = build_report(name, results, baselines, num_jobs=len(jobs))
     write_json(folder.root / "report.json", report)
     path = folder.root / "report.md"
@@ -33,6 +33,13 @@ def write_report(folder: StudyFolder) -> Path:
     temporary.write_text(render_markdown(report), encoding="utf-8")
     temporary.replace(path)
     return path
+
+
+def current(baselines: Baselines, results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Return the baselines of the data the results are of; all there are while there is no result."""
+    rows = [item for items in baselines.values() for item in items]
+    used = [result.data["sha256"] for result in results if result.data]
+    return [item for item in rows if item["sha256"] in used] if used else rows
 
 
 def build_report(
@@ -43,8 +50,8 @@ def build_report(
     {"study", "num_jobs", "jobs": [RunResult.to_dict()],
     "groups": [{"name", "settings" (what varies), "jobs", "num_seeds",
     "split" (test, or validation where there is no test), "accuracy_mean", "accuracy_std", "macro_f1_mean", ...,
-    "validation_accuracy_mean", ...}], "best" (index of the group that validation chooses, or null), "metric",
-    "baselines"}. Standard deviations are the sample's (n - 1), null for one seed.
+    "validation_accuracy_mean", ..., "data", "sha256"}], "best" (for each evaluated data, the index of the group that
+    validation chooses), "metric", "baselines"}. Standard deviations are the sample's (n - 1), null for one seed.
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)
@@ -93,6 +100,8 @@ def _group(settings: dict[str, Any], jobs: list[RunResult]) -> dict[str, Any]:
         "jobs": [job.name for job in jobs],
         "num_seeds": len(jobs),
         "split": split,
+        "data": jobs[0].data.get("source", ""),
+        "sha256": jobs[0].data.get("sha256", {}),
     }
     for metric in METRICS:
         group |= _mean_and_std(metric, [getattr(job, split)[metric] for job in jobs])
@@ -114,9 +123,12 @@ def _mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]
     }
 
 
-def _best(groups: Sequence[dict[str, Any]], metric: str) -> int | None:
-    """Return the index of the group with the best mean on validation: the test split chooses nothing."""
-    if not groups:
-        return None
+def _best(groups: Sequence[dict[str, Any]], metric: str) -> list[int]:
+    """Return, for each evaluated data, the group with the best mean on validation: the test split chooses nothing."""
     sign = -1 if metric == "loss" else 1
-    return max(range(len(groups)), key=lambda index: sign * groups[index][f"validation_{metric}_mean"])
+    rivals: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        rivals[group["sha256"].get(group["split"], "")].append(index)
+    return [
+        max(indices, key=lambda index: sign * groups[index][f"validation_{metric}_mean"]) for indices in rivals.values()
+    ]

@@ -33,10 +33,16 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 def answer(report: dict[str, Any]) -> str:
-    """Return the study's answer in one sentence or two: the best setting, and whether a LLaMA is worth it."""
-    if report["best"] is None:
+    """Return the study's answer, a sentence or two for each data: the best setting, and whether a LLaMA is worth it."""
+    if not report["best"]:
         return "No job has succeeded yet, so there is no answer."
-    group = report["groups"][report["best"]]
+    groups = [report["groups"][index] for index in report["best"]]
+    many = len(groups) > 1
+    return "\n\n".join((f"{group['data']}: " if many else "") + _answer_of(group, report) for group in groups)
+
+
+def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
+    """Return the answer for the data of one group, the best of its data."""
     metric = report["metric"]
     spread = f" ± {100 * group['accuracy_std']:.1f}" if group["accuracy_std"] is not None else ""
     seeds = f"{group['num_seeds']} seeds" if group["num_seeds"] > 1 else "one seed"
@@ -45,10 +51,10 @@ def answer(report: dict[str, Any]) -> str:
         f"{group[f'validation_{metric}_mean']:.4f}): {group['split']} accuracy "
         f"{100 * group['accuracy_mean']:.1f}{spread} % over {seeds}"
     )
-    same_split = [item for item in report["baselines"] if item["split"] == group["split"]]
-    if not same_split or len({item.get("data") for item in same_split}) > 1:
+    rivals = [item for item in report["baselines"] if item["sha256"] == group["sha256"]]
+    if not rivals:
         return f"{text}."
-    baseline = max(same_split, key=lambda item: float(item["accuracy"]))
+    baseline = max(rivals, key=lambda item: float(item["accuracy"]))
     points = 100 * (group["accuracy_mean"] - baseline["accuracy"])
     noise = 100 * (group["accuracy_std"] or 0.0)
     if abs(points) <= noise:
@@ -110,7 +116,7 @@ def _groups(report: dict[str, Any]) -> str:
 
 def _baselines(baselines: Sequence[dict[str, Any]]) -> str:
     rows = [
-        [item["name"], item.get("data", ""), item["split"], _percent(item["accuracy"]), _percent(item["macro_f1"])]
+        [item["name"], item["data"], item["split"], _percent(item["accuracy"]), _percent(item["macro_f1"])]
         for item in baselines
     ]
     return _table(("baseline", "data", "evaluated on", "accuracy %", "macro F1 %"), rows)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob, expand
-from launcher.folder import StudyFolder
-from launcher.jobs import JobRunner, data_key
+from launcher.folder import StudyFolder, data_key
+from launcher.jobs import JobRunner
 from launcher.report import write_report
 from launcher.schedule import refuse_too_wide
 from launcher.state import JobState

@@ -22,6 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from training.disk import flush
 from training.errors import VerificationError
 from training.tokens import TokenizedSplit
 
@@ -40,6 +41,7 @@ def save_adapter(model: PeftModel, weights: dict[str, Tensor], tokenizer: Any, c
     model.save_pretrained(str(temporary), state_dict=weights, safe_serialization=True, save_embedding_layers=False)
     tokenizer.save_pretrained(str(temporary))
     config.save_pretrained(str(temporary))
+    flush(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 

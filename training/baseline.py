@@ -15,7 +15,7 @@ texts of one word: characters are counted instead."""
 
 
 def tfidf_baseline(corpus: Corpus) -> list[dict[str, Any]]:
-    """Return name, split, accuracy, macro_f1 and seconds of each baseline; fitted on train only.
+    """Return name, data, split, accuracy, macro_f1, seconds and rows ("sha256") of each baseline; fitted on train only.
 
     Scored on test, or on validation where there is no test.
     """
@@ -36,9 +36,10 @@ def tfidf_baseline(corpus: Corpus) -> list[dict[str, Any]]:
     predicted = [int(label) for label in model.predict(split.texts)]
     seconds = time.perf_counter() - start
     majority = Counter(corpus.train.labels).most_common(1)[0][0]
+    data = {"data": corpus.facts["source"], "split": split_name, "sha256": corpus.facts["sha256"]}
     return [
-        _row(name, split_name, split.labels, predicted, seconds),
-        _row("Majority class", split_name, split.labels, [majority] * len(split.labels), 0.0),
+        {"name": name, **data, **_score(split.labels, predicted), "seconds": round(seconds, 2)},
+        {"name": "Majority class", **data, **_score(split.labels, [majority] * len(split.labels)), "seconds": 0.0},
     ]
 
 
@@ -48,14 +49,11 @@ def _has_words(texts: Sequence[str]) -> bool:
     return sum(character.isspace() for character in joined) >= MIN_SPACE_SHARE * len(joined)
 
 
-def _row(name: str, split: str, labels: list[int], predicted: list[int], seconds: float) -> dict[str, Any]:
+def _score(labels: list[int], predicted: list[int]) -> dict[str, float]:
     """Score predictions as the jobs' are scored: macro F1 over the classes that occur in labels or predictions."""
     from sklearn.metrics import accuracy_score, f1_score
 
     return {
-        "name": name,
-        "split": split,
         "accuracy": float(accuracy_score(labels, predicted)),
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-        "seconds": round(seconds, 2),
     }

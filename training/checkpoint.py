@@ -9,9 +9,7 @@ Random states need no room: dropout is seeded by (seed, step, rank) and the data
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.disk import flush, flush_entry, sha256
 from training.errors import UserError
 from training.result import write_json
 from training.spec import JobSpec
@@ -49,6 +48,8 @@ class Checkpoint:
     """Adapter and head of the best evaluation."""
     progress: dict[str, Any] = field(default_factory=dict)
     """JSON values of TrainingState."""
+    rows_sha256: str = ""
+    """Of the training rows (Corpus.facts): the order of the samples is of these."""
 
 
 def identity(spec: JobSpec) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def write_checkpoint(workdir: Path, checkpoint: Checkpoint, spec: JobSpec) -> Pa
     for name, tensors in (("state.safetensors", checkpoint.state), ("best.safetensors", checkpoint.best)):
         if tensors:
             save_file(tensors, temporary / name)
-            digests[name] = _flush_and_hash(temporary / name)
+            digests[name] = sha256(temporary / name)
     write_json(
         temporary / "state.json",
         {
@@ -83,38 +84,15 @@ def write_checkpoint(workdir: Path, checkpoint: Checkpoint, spec: JobSpec) -> Pa
             "global_batch_size": checkpoint.global_batch_size,
             "identity": identity(spec),
             "progress": checkpoint.progress,
+            "rows_sha256": checkpoint.rows_sha256,
             "sha256": digests,
         },
     )
+    flush(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    _flush_folder(target.parent)
+    flush_entry(target.parent)
     return target
-
-
-def _flush_and_hash(path: Path) -> str:
-    """fsync a file and return its SHA-256."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    """fsync a folder, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def list_checkpoints(workdir: Path) -> list[Path]:
@@ -134,7 +112,7 @@ def read_checkpoint(folder: Path, spec: JobSpec) -> Checkpoint:
     """
     content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     for name, digest in content["sha256"].items():
-        if _sha256(folder / name) != digest:
+        if sha256(folder / name) != digest:
             raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
     here = identity(spec)
     there = content["identity"]
@@ -151,6 +129,7 @@ def read_checkpoint(folder: Path, spec: JobSpec) -> Checkpoint:
         state=load_file(folder / "state.safetensors"),
         best=load_file(best) if best.name in content["sha256"] else {},
         progress=content["progress"],
+        rows_sha256=content["rows_sha256"],
     )
 
 

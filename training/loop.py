@@ -66,6 +66,8 @@ class TrainingRun:
     validation: TokenizedSplit
     num_labels: int
     global_batch_size: int
+    rows_sha256: str
+    """Of the training rows, as Corpus.facts has it."""
     recorder: Recorder
     workdir: Path
 
@@ -253,6 +255,7 @@ def save(run: TrainingRun, state: TrainingState) -> None:
         state=tensors,
         best=state.best_weights,
         progress=state.progress(),
+        rows_sha256=run.rows_sha256,
     )
     folder = write_checkpoint(run.workdir, checkpoint, run.spec)
     run.recorder.save(folder_name(state.step), folder)

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         finished = finished_result(folder, spec)
         if finished is not None:
             if is_main:
-                print(f"{folder} holds this job's result already; nothing to do.")
+                print(f"{folder} holds this job's result already; nothing to do. Delete it to train again.")
                 print_result(finished, folder)
             return 0
         result = train_here(spec, folder)

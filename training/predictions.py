@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.disk import flush
 from training.tokens import TokenizedSplit
 
 
@@ -33,4 +34,5 @@ def write_predictions(
     )
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(pa.table(columns, schema=schema), temporary)
+    flush(temporary)
     temporary.replace(path)

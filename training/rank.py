@@ -28,6 +28,7 @@ from training.deepspeed_config import (
     zero_stage,
 )
 from training.engine import build_optimizer, load_trainable, start_engine, start_process_group, stop_process_group
+from training.errors import UserError
 from training.evaluation import compute_metrics
 from training.loop import TrainingRun, TrainingState, restore, train
 from training.memory import peak_memory_bytes
@@ -87,7 +88,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
     try:
         _phase(recorder, ranks, "loading data")
         material = load_material(spec, device, report)
-        checkpoint = _shared_checkpoint(spec, ranks, workdir, report)
+        checkpoint = _shared_checkpoint(spec, ranks, workdir, material.corpus.facts["sha256"]["train"], report)
         filled = fill_auto(
             config, source, spec.training, world_size=ranks.world_size, dtype=material.dtype, cuda=device.type == "cuda"
         )
@@ -161,12 +162,19 @@ def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16.item() else torch.float32
 
 
-def _shared_checkpoint(spec: JobSpec, ranks: Ranks, workdir: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def _shared_checkpoint(
+    spec: JobSpec, ranks: Ranks, workdir: Path, rows_sha256: str, report: Callable[[str], None]
+) -> Checkpoint | None:
     """Return rank 0's checkpoint on every rank: the others may run on hosts that do not have the file."""
     found: list[Any] = [None]
     if ranks.is_main:
         try:
             found = [find_checkpoint(workdir, spec, report)]
+            if found[0] is not None and found[0].rows_sha256 != rows_sha256:
+                raise UserError(
+                    f"the training rows are not those the checkpoint after step {found[0].step} in {workdir} was made "
+                    "with. Put the data back as it was, or start anew in another output_dir."
+                )
         except Exception as error:  # passed on, so that no rank waits for one that has gone
             found = [error]
     if ranks.world_size > 1:
@@ -226,6 +234,7 @@ def build_run(
         validation=material.splits["validation"],
         num_labels=len(material.corpus.label_names),
         global_batch_size=global_batch_size,
+        rows_sha256=material.corpus.facts["sha256"]["train"],
         recorder=recorder,
         workdir=workdir,
     )

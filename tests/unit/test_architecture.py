@@ -14,7 +14,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TRAINING = sorted((CHECKOUT / "training").rglob("*.py"))
 LAUNCHER = sorted((CHECKOUT / "launcher").rglob("*.py"))
 
-CONTRACT = {"training.spec", "training.parse", "training.result", "training.recorder", "training.errors"}
+CONTRACT = {
+    "training.spec",
+    "training.parse",
+    "training.result",
+    "training.recorder",
+    "training.errors",
+    "training.disk",
+}
 """All that the head may know of training."""
 IN_WORKERS = {"worker.py"}
 """Files of the launcher whose code runs inside Ray workers, where training happens."""

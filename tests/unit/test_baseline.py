@@ -22,7 +22,7 @@ def corpus(train: list[tuple[str, int]], test: list[tuple[str, int]] | None) -> 
         validation=split("validation", train[:4]),
         test=None if test is None else split("test", test),
         label_names=["cold", "warm"],
-        facts={},
+        facts={"source": "texts", "sha256": {"train": "1", "test": "2"}},
     )
 
 

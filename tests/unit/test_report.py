@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
-from launcher.report import build_report
+from launcher.report import build_report, current
 from launcher.report_markdown import answer, render_markdown
 from training.result import RunResult
 from training.spec import DataSpec, JobSpec, LoraSpec
 
-BASELINE = {"name": "TF-IDF + LinearSVC", "split": "test", "accuracy": 0.7, "macro_f1": 0.69, "seconds": 1.0}
+ROWS = {"train": "1a", "test": "2b"}
+BASELINE = {
+    "name": "TF-IDF + LinearSVC", "data": "imdb", "split": "test", "sha256": ROWS, "accuracy": 0.7, "macro_f1": 0.69,
+    "seconds": 1.0,
+}  # fmt: skip
 
 
 def result(r: int, seed: int, validation: float, test: float | None, **changes: Any) -> RunResult:
@@ -27,7 +31,8 @@ def result(r: int, seed: int, validation: float, test: float | None, **changes: 
 
     values: dict[str, Any] = {
         "name": spec.name, "status": "succeeded", "settings": spec.to_dict(), "fingerprint": spec.fingerprint(),
-        "validation": metrics(validation), "test": metrics(test) if test is not None else {}, **changes,
+        "data": {"source": "imdb", "sha256": ROWS}, "validation": metrics(validation),
+        "test": metrics(test) if test is not None else {}, **changes,
     }  # fmt: skip
     return RunResult(**values)
 
@@ -45,7 +50,7 @@ def test_jobs_that_differ_in_their_seed_are_one_group_with_sample_deviation() ->
 def test_validation_chooses_the_best_setting_and_test_does_not() -> None:
     jobs = [result(8, 0, 0.9, 0.6), result(16, 0, 0.7, 0.95)]
     report = build_report("s", jobs, [BASELINE], num_jobs=2)
-    assert report["groups"][report["best"]]["settings"] == {"lora.r": 8}
+    assert report["groups"][report["best"][0]]["settings"] == {"lora.r": 8}
     assert report["groups"][0]["accuracy_std"] is None
     text = answer(report)
     assert "**Best setting: r8**" in text
@@ -78,5 +83,21 @@ def test_a_failure_stands_in_the_report_with_its_log_and_in_no_group() -> None:
 
 def test_a_study_without_any_success_has_a_report_too() -> None:
     report = build_report("s", [], [BASELINE], num_jobs=2)
-    assert report["best"] is None
+    assert report["best"] == []
     assert "no answer" in render_markdown(report)
+
+
+def test_each_data_has_its_own_answer_and_baseline() -> None:
+    news = {"train": "3c", "test": "4d"}
+    other = result(16, 0, 0.8, 0.6, data={"source": "ag_news", "sha256": news})
+    rival = {**BASELINE, "name": "TF-IDF", "data": "ag_news", "sha256": news, "accuracy": 0.5}
+    report = build_report("s", [result(8, 0, 0.99, 0.6), other], [BASELINE, rival], num_jobs=2)
+    first, second = answer(report).split("\n\n")
+    assert first.startswith("imdb: ") and "against 70.0 %" in first and "is not worth it here: -10.0" in first
+    assert second.startswith("ag_news: ") and "against 50.0 %" in second and "is worth it here: +10.0" in second
+
+
+def test_baselines_of_data_no_job_uses_any_more_are_left_out() -> None:
+    old = {**BASELINE, "sha256": {"train": "5e", "test": "6f"}}
+    assert current({"new": [BASELINE], "old": [old]}, [result(8, 0, 0.9, 0.6)]) == [BASELINE]
+    assert current({"old": [old]}, []) == [old]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,13 @@ class Split:
     labels: list[int]
     """Indices into Corpus.label_names."""
 
+    def sha256(self) -> str:
+        """Return a hash of all rows in their order."""
+        digest = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            digest.update(f"{label} {len(text)} {text}".encode())
+        return digest.hexdigest()[:16]
+
     def part(self, indices: Sequence[int]) -> Split:
         """Return the rows at `indices`, in that order."""
         return Split(
@@ -78,4 +86,5 @@ class Corpus:
     test: Split | None
     label_names: list[str]
     facts: dict[str, Any]
-    """JSON values: source, files, columns, rows of each split and class, how validation was made, what was removed."""
+    """JSON values: source, files, columns, rows of each split and class, how validation was made, what was removed,
+    a hash of each split's rows."""

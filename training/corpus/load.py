@@ -54,6 +54,7 @@ def load_corpus(data: DataSpec) -> Corpus:
         "removed": removed,
         "remove": list(data.remove),
         "num_texts_in_train_and_test": len(overlap),
+        "sha256": {split: part.sha256() for split, part in splits.items()},
     }
     return Corpus(
         train=splits["train"],
