@@ -60,6 +60,7 @@ class Cluster:
             ray.shutdown()
             raise
         self.virtual_cards_unused = virtual_cards_gib is not None and not virtual
+        """Whether the study's cards_gib gave way to the cards there are, this machine's or the cluster's."""
         self.head_node_id: str = ray.get_runtime_context().get_node_id()
 
     def on_node(self, node_id: str) -> Any:

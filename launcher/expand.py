@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.study import Study
+from training.disk import sha256
 from training.errors import UserError
 from training.parse import build, deep_merge, read_text, set_key
-from training.spec import JobSpec
+from training.spec import DataSpec, JobSpec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +40,8 @@ class StudyJob:
     """With paths and the DeepSpeed file as the user wrote them: what is shown."""
     spec: JobSpec
     """With absolute paths and the DeepSpeed file's content: what is run, and what the fingerprint is of."""
+    data_content: list[str]
+    """A hash of each local file or folder of the data: mended under the same name, it is other data."""
 
     @property
     def name(self) -> str:
@@ -59,11 +63,13 @@ def expand(study: Study, outputs: Path = Path("outputs")) -> list[StudyJob]:
     names = _unique([name for name, _ in combinations])
     jobs: list[StudyJob] = []
     errors: dict[str, list[str]] = {}
+    hashes: dict[Path, str] = {}
     for name, (_, settings) in zip(names, combinations, strict=True):
         output_dir = outputs / study.name / "jobs" / name
         try:
             written = build(JobSpec, {**settings, "name": name, "output_dir": str(output_dir)}, study.source)
-            jobs.append(StudyJob(written=written, spec=_resolve(written, study.source)))
+            spec = _resolve(written, study.source)
+            jobs.append(StudyJob(written=written, spec=spec, data_content=_data_content(spec.data, hashes)))
         except UserError as error:
             for line in str(error).splitlines():
                 errors.setdefault(line, []).append(name)
@@ -185,6 +191,25 @@ def _resolve(written: JobSpec, source: str) -> JobSpec:
         deepspeed=_deepspeed_content(written.deepspeed, source),
         output_dir=str(Path(written.output_dir).absolute()),
     )
+
+
+def _data_content(data: DataSpec, hashes: dict[Path, str]) -> list[str]:
+    """Return the hashes of StudyJob.data_content; `hashes` keeps those of the jobs before."""
+    names = (data.dataset_name, data.train_file, data.validation_file, data.test_file)
+    paths = [path for name in names if name is not None and (path := Path(name)).is_absolute()]
+    for path in paths:
+        if path not in hashes:
+            try:
+                hashes[path] = sha256(path) if path.is_file() else _folder_content(path)
+            except OSError as error:
+                raise UserError(f"{path} cannot be read: {error.strerror}. Check its rights.") from None
+    return [hashes[path] for path in paths]
+
+
+def _folder_content(folder: Path) -> str:
+    """Hash the names and sizes in a folder, which may hold a file a text."""
+    files = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def find_path(text: str, source: str) -> Path | None:

@@ -10,7 +10,6 @@ outputs/<study>/
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from launcher.expand import StudyJob
-from training.disk import sha256
 from training.errors import UserError
 from training.parse import read_yaml
 from training.result import RunResult, read_result, write_json
-from training.spec import DataSpec
 
 Baselines = dict[str, list[dict[str, Any]]]
 """Key of the data -> its baselines."""
@@ -39,31 +36,15 @@ def fingerprint(job: StudyJob) -> str:
     Free of where checkout and study lie, so that a study folder can be moved with them.
     """
     settings = replace(job.written, deepspeed=job.spec.deepspeed).fingerprint()
-    return hashlib.sha256(f"{settings} {data_content(job.spec.data)}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{settings} {job.data_content}".encode()).hexdigest()[:16]
 
 
 def data_key(job: StudyJob) -> str:
     """Return a short hash of the data a job reads, without how it is tokenized."""
     settings = asdict(job.written.data)
     del settings["max_seq_length"]
-    content = json.dumps([settings, data_content(job.spec.data)], sort_keys=True)
+    content = json.dumps([settings, job.data_content], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def data_content(data: DataSpec) -> list[str]:
-    """Return a hash of each local file or folder of the data: what is mended under the same name is other data."""
-    names = (data.dataset_name, data.train_file, data.validation_file, data.test_file)
-    paths = [Path(name) for name in names if name is not None]
-    return [_content_hash(path, path.stat().st_mtime_ns) for path in paths if path.is_absolute() and path.exists()]
-
-
-@functools.cache
-def _content_hash(path: Path, changed: int) -> str:
-    """Hash a file's bytes; of a folder the names and sizes in it, for it may hold a file a text."""
-    if path.is_file():
-        return sha256(path)
-    files = sorted((inside.relative_to(path).as_posix(), inside.stat().st_size) for inside in path.rglob("*"))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 class StudyFolder:

@@ -1,7 +1,4 @@
-"""Run a study: `python launcher/launch.py STUDY.yaml [--address ...]`, the same as `shoal run`.
-
-`ray submit cluster.yaml launcher/launch.py -- STUDY.yaml` runs it on a cluster.
-"""
+"""Run a study: `python launcher/launch.py STUDY.yaml [--address ...]`, the same as `shoal run`."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _run_on_ray(
             sizes = ", ".join(f"{card.gib:g} GiB" for card in cluster.cards)
             view.say(f"{len(waiting)} of {len(jobs)} jobs to run on {len(cluster.cards)} cards ({sizes})")
             if cluster.virtual_cards_unused:
-                view.say("cards_gib is left aside: there are real cards")
+                view.say("cards_gib is left aside: this machine or cluster has cards")
             if cluster.dashboard_url:
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"

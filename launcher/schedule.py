@@ -21,9 +21,7 @@ class Placement:
 def place(waiting: Sequence[tuple[str, int]], free: Iterable[Card]) -> list[Placement]:
     """Return the jobs to start now; `waiting` holds (name, ranks) in the order of the study.
 
-    The widest job goes first and narrower ones fill what it leaves. No job starves by that: all jobs are known from
-    the start, a rank takes a whole card, and a job frees all its cards at once, so that the next one as wide can take
-    them before any narrower one is asked.
+    The widest job goes first and narrower ones fill what it leaves; at the latest it starts when they have ended.
     """
     left = list(free)
     placements = []

@@ -18,7 +18,7 @@ class JobState:
     name: str
     status: Status = "waiting"
     cards: str = ""
-    """E.g. "0 1", with the node where there are several."""
+    """E.g. "box1:0 box1:1"."""
     phase: str = ""
     step: int = 0
     num_steps: int = 0

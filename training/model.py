@@ -17,12 +17,11 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from training.errors import UserError
 from training.packing import PACKED_ATTENTION
-from training.spec import LoraSpec, ModelSpec
+from training.spec import TINY_LLAMA, LoraSpec, ModelSpec
 from training.tiny_llama import ensure_tiny_llama
 
 HEAD = "score"
 """Name transformers gives the classification head of decoder-only models."""
-TINY_LLAMA = "builtin:tiny-llama"
 PACKED_FAMILIES = {"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
 """Model types whose packed logits and gradients a test holds equal to padded ones. Others are padded: some add sinks,
 caps or a state of their own to attention, which packing would leave out or mix up."""

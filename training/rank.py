@@ -19,7 +19,6 @@ import torch.distributed as dist
 from training import __version__
 from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
 from training.checkpoint import Checkpoint, find_checkpoint
-from training.corpus.load import Corpus, load_corpus
 from training.deepspeed_config import (
     fill_auto,
     offloads_optimizer,
@@ -31,15 +30,13 @@ from training.engine import build_optimizer, load_trainable, start_engine, start
 from training.errors import UserError
 from training.evaluation import compute_metrics
 from training.loop import TrainingRun, TrainingState, restore, train
+from training.material import Material, load_material
 from training.memory import peak_memory_bytes
 from training.model import (
     build_classifier,
     can_pack,
     load_base,
     load_config,
-    load_tokenizer,
-    resolve_checkpoint,
-    resolve_dtype,
     use_packed_attention,
 )
 from training.packing import PackedClassifier
@@ -48,7 +45,6 @@ from training.ranks import Ranks
 from training.recorder import Recorder
 from training.result import RunResult, write_json
 from training.spec import JobSpec
-from training.tokens import TokenizedSplit, tokenize_split
 
 ADAPTER = "adapter"
 
@@ -56,19 +52,6 @@ VERIFIED_TEXTS = 8
 """Texts whose logits are compared after reloading the adapter."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "scikit-learn")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a job is made of, loaded: data, tokenizer, model configuration, precision."""
-
-    corpus: Corpus
-    splits: dict[str, TokenizedSplit]
-    tokenizer: Any
-    checkpoint: str
-    """Folder or hub name of the base."""
-    config: Any
-    dtype: torch.dtype
 
 
 def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> RunResult | None:
@@ -98,6 +81,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         if checkpoint is not None:
             state = restore(run, checkpoint)
             report(f"resuming after step {checkpoint.step} of {run.num_steps}")
+            del checkpoint  # three fp32 copies of what is trained
         _phase(recorder, ranks, "training")
         train(run, state)
         _phase(recorder, ranks, "testing")
@@ -131,35 +115,6 @@ def quiet_libraries() -> None:
 def _phase(recorder: Recorder, ranks: Ranks, phase: str) -> None:
     if ranks.is_main:
         recorder.event("phase", phase=phase)
-
-
-def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], None]) -> Material:
-    """Load data, tokenizer and configuration."""
-    corpus = load_corpus(spec.data)
-    checkpoint = resolve_checkpoint(spec.model, report)
-    config = load_config(spec.model, checkpoint, corpus.label_names)
-    tokenizer = load_tokenizer(spec.model, checkpoint)
-    config.pad_token_id = tokenizer.pad_token_id
-    named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    return Material(
-        corpus=corpus,
-        splits={
-            name: tokenize_split(split, tokenizer, spec.data.max_seq_length)
-            for name, split in named.items()
-            if split is not None
-        },
-        tokenizer=tokenizer,
-        checkpoint=checkpoint,
-        config=config,
-        dtype=agreed_dtype(spec, device),
-    )
-
-
-def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:
-    """Return the compute type of all ranks: with `auto`, fp32 where one rank's card has no bf16."""
-    has_bf16 = torch.tensor(int(resolve_dtype(spec.model.dtype, device) == torch.bfloat16), device=device)
-    dist.all_reduce(has_bf16, op=dist.ReduceOp.MIN)
-    return torch.bfloat16 if has_bf16.item() else torch.float32
 
 
 def _shared_checkpoint(
@@ -216,6 +171,8 @@ def build_run(
         "offload_param": offloads_parameters(deepspeed_config),
     }
     classifier = PackedClassifier(peft_model, packed=packed)
+    if zero_stage(read_deepspeed_config(spec.deepspeed)[0]) == 0 < zero_stage(deepspeed_config):
+        report("ZeRO stage 1 instead of 0: bf16 needs its fp32 copies, or small updates are lost")
     optimizer = build_optimizer(classifier, spec.training, deepspeed_config, report)
     facts["optimizer"] = type(optimizer).__name__
     engine = start_engine(classifier, optimizer, deepspeed_config)

@@ -36,7 +36,7 @@ class RunResult:
     data: dict[str, Any] = field(default_factory=dict)
     """Corpus.facts: source, rows of each split, label names, what was removed or set aside."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Parameters in all and trained, precision, quantization, optimizer, ZeRO stage."""
+    """Trained parameters, precision, quantization, optimizer, ZeRO stage, offload, device."""
     adapter: dict[str, Any] = field(default_factory=dict)
     """Whether it was verified by reloading, and the largest difference of a logit."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -21,6 +21,10 @@ Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 NewsgroupPart = Literal["headers", "footers", "quotes"]
 
+TINY_LLAMA = "builtin:tiny-llama"
+DOCSTRINGS = "builtin:docstrings"
+"""The model and the data set that need no download."""
+
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """pydantic reads this off each dataclass: a key nobody knows is an error, and so is NaN."""
 
@@ -37,7 +41,7 @@ class ModelSpec:
 
     __pydantic_config__ = STRICT
 
-    model_name_or_path: str = "builtin:tiny-llama"
+    model_name_or_path: str = TINY_LLAMA
     """Hub name, local folder, or `builtin:tiny-llama`."""
     model_revision: str | None = None
     """Branch, tag or commit on the hub."""

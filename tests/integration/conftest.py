@@ -92,7 +92,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def job_flags(tiny_model: Path, corpus: Path) -> list[str]:
-    """Flags of a small fp32 job without dropout: 12 optimizer steps of 8 samples an epoch."""
+    """Flags of a small fp32 job without dropout: 10 optimizer steps of 8 samples an epoch."""
     return [
         f"--model_name_or_path={tiny_model}", f"--train_file={corpus / 'train.jsonl'}",
         f"--test_file={corpus / 'test.jsonl'}", "--bf16=false", "--lora_dropout=0", "--learning_rate=1e-2",

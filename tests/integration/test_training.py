@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -42,11 +43,11 @@ def reference(job_flags: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     ("config", "num_ranks", "micro_batch", "accumulation"),
     [
         ("zero1", 1, 4, 2),
-        ("zero2_offload", 1, 8, 1),
-        ("zero3_offload", 1, 8, 1),
+        ("zero2_offload", 1, 2, 4),
+        ("zero3_offload", 1, 1, 8),
         ("zero0", 2, 4, 1),
         ("zero2", 2, 2, 2),
-        ("zero3", 2, 4, 1),
+        ("zero3", 2, 1, 4),
         ("zero3_offload", 2, 4, 1),
     ],
 )
@@ -63,6 +64,15 @@ def test_every_zero_stage_learns_the_same(
     assert result.validation["loss"] == pytest.approx(first.validation["loss"], rel=1e-4)
     assert result.test["accuracy"] == pytest.approx(first.test["accuracy"], abs=1e-9)
     assert result.adapter["verified"]
+
+
+@pytest.mark.parametrize("config", ["zero2", "zero3_offload"])
+def test_bf16_micro_batches_add_up_as_one_batch_does(
+    config: str, reference: tuple[list[float], RunResult], job_flags: list[str], tmp_path: Path
+) -> None:
+    sizes = ("--per_device_train_batch_size=1", "--gradient_accumulation_steps=8")
+    train(job_flags, tmp_path, "--bf16=true", *sizes, f"--deepspeed=ds_configs/{config}.json")
+    np.testing.assert_allclose(losses(tmp_path), reference[0], rtol=1e-2)
 
 
 def test_a_job_learns_and_leaves_what_anybody_can_load(
@@ -140,14 +150,28 @@ def test_a_checkpoint_goes_on_under_other_ranks_and_stages(job_flags: list[str],
     flags = [*job_flags, "--save_steps=4", "--per_device_train_batch_size=8", "--save_total_limit=10"]
     train(flags, tmp_path / "one", "--deepspeed=ds_configs/zero2.json")
     checkpoint = tmp_path / "one" / "checkpoints" / "step-000004"
+    folder = tmp_path / "three"
+    shutil.copytree(checkpoint, folder / "checkpoints" / "step-000099")  # of a path now left
     train(
-        flags, tmp_path / "two", "--deepspeed=ds_configs/zero3_offload.json",
-        f"--resume_from_checkpoint={checkpoint}", num_ranks=2,
+        flags, folder, "--deepspeed=ds_configs/zero3_offload.json", f"--resume_from_checkpoint={checkpoint}",
+        num_ranks=3,  # by which hardly a tensor divides
     )  # fmt: skip
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one")[4:], rtol=1e-4)
-    assert any(
-        "keeping the checkpoint's global batch of 8" in e["message"] for e in read_events(tmp_path / "two", "log")
-    )
+    np.testing.assert_allclose(losses(folder), losses(tmp_path / "one")[4:], rtol=1e-4)
+    assert any("keeping the checkpoint's global batch of 8" in e["message"] for e in read_events(folder, "log"))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-000008", "step-000010"]
+
+
+def test_a_checkpoint_does_not_go_on_with_other_rows(job_flags: list[str], corpus: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "train.jsonl"
+    shutil.copy(corpus / "train.jsonl", rows)
+    flags = [*job_flags, f"--train_file={rows}", "--max_steps=2"]
+    train(flags, tmp_path / "out")
+    (tmp_path / "out" / "result.json").unlink()
+    lines = rows.read_text().splitlines()
+    rows.write_text("\n".join(lines[1:]) + "\n")
+    run = run_program(*flags, "--output_dir", str(tmp_path / "out"), capture_output=True, text=True)
+    assert run.returncode == 2 and "training rows are not those" in run.stderr, run.stderr
+    assert (tmp_path / "out" / "checkpoints" / "step-000002").exists()
 
 
 def test_a_finished_job_is_not_repeated_or_overwritten(job_flags: list[str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from launcher.expand import StudyJob, expand
+from launcher.folder import data_key, fingerprint
 from launcher.study import load_study
 from training.errors import UserError
 
@@ -82,3 +83,20 @@ def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict
         jobs_of(tmp_path, **content)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_data_mended_under_its_name_is_other_data_and_a_moved_study_is_the_same(
+    is_folder: bool, tmp_path: Path
+) -> None:
+    def marks(place: str, text: str) -> tuple[str, str]:
+        folder = tmp_path / place
+        file = folder / "texts/cat/1.txt" if is_folder else folder / "texts"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        (job,) = jobs_of(folder, data={"train_file": "texts"})
+        return fingerprint(job), data_key(job)
+
+    first = marks("here", "a,b")
+    assert marks("there", "a,b") == first
+    assert not set(marks("there", "a,b,c")) & set(first)

@@ -22,8 +22,8 @@ from training.cache import cached
 from training.corpus.corpus import Table
 from training.corpus.files import read_file
 from training.errors import UserError
+from training.spec import DOCSTRINGS
 
-DOCSTRINGS = "builtin:docstrings"
 FORMAT = 1
 """Raise it when what is cached changes."""
 

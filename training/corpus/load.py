@@ -12,11 +12,9 @@ from training.corpus.files import read_file
 from training.corpus.folders import read_folder
 from training.corpus.hub import NEWSGROUPS, read_hub, read_newsgroups
 from training.errors import UserError, nearest
-from training.spec import DataSpec
+from training.spec import DOCSTRINGS, DataSpec
 
 __all__ = ["Corpus", "Split", "load_corpus"]
-
-DOCSTRINGS = "builtin:docstrings"
 
 
 def load_corpus(data: DataSpec) -> Corpus:

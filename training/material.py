@@ -1,0 +1,57 @@
+"""What a job is made of: data, tokens, tokenizer, model configuration, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.corpus.load import Corpus, load_corpus
+from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
+from training.spec import JobSpec
+from training.tokens import TokenizedSplit, tokenize_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a job is made of, loaded: data, tokenizer, model configuration, precision."""
+
+    corpus: Corpus
+    splits: dict[str, TokenizedSplit]
+    tokenizer: Any
+    checkpoint: str
+    """Folder or hub name of the base."""
+    config: Any
+    dtype: torch.dtype
+
+
+def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], None]) -> Material:
+    """Load data, tokenizer and configuration."""
+    corpus = load_corpus(spec.data)
+    checkpoint = resolve_checkpoint(spec.model, report)
+    config = load_config(spec.model, checkpoint, corpus.label_names)
+    tokenizer = load_tokenizer(spec.model, checkpoint)
+    config.pad_token_id = tokenizer.pad_token_id
+    named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    return Material(
+        corpus=corpus,
+        splits={
+            name: tokenize_split(split, tokenizer, spec.data.max_seq_length)
+            for name, split in named.items()
+            if split is not None
+        },
+        tokenizer=tokenizer,
+        checkpoint=checkpoint,
+        config=config,
+        dtype=agreed_dtype(spec, device),
+    )
+
+
+def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:
+    """Return the compute type of all ranks: with `auto`, fp32 where one rank's card has no bf16."""
+    has_bf16 = torch.tensor(int(resolve_dtype(spec.model.dtype, device) == torch.bfloat16), device=device)
+    dist.all_reduce(has_bf16, op=dist.ReduceOp.MIN)
+    return torch.bfloat16 if has_bf16.item() else torch.float32
