@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.errors import EXIT_USER_ERROR, UserError
+from training.errors import EXIT_USER_ERROR, UserError, describe_os_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         for line in str(error).splitlines():
             print(f"shoal: {line}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"shoal: {describe_os_error(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
 
 

@@ -79,13 +79,14 @@ class StudyFolder:
         for job in jobs:
             folder = self.jobs / job.name
             mark = folder / "fingerprint"
-            if not mark.exists() or mark.read_text(encoding="utf-8").strip() == fingerprint(job):
+            known = mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+            if not folder.exists() or known == fingerprint(job):
                 continue
             number = 1
             while (old := folder.with_name(f"{job.name}.old-{number}")).exists():
                 number += 1
             folder.rename(old)
-            messages.append(f"{job.name}: its settings changed, so it runs again; what it had is in {old}")
+            messages.append(f"{job.name}: its settings or data changed, so it runs again; what it had is in {old}")
         return messages
 
     def write_study(self, name: str, jobs: Sequence[StudyJob]) -> None:
@@ -100,7 +101,10 @@ class StudyFolder:
         if not path.exists():
             raise UserError(f"{self.root} is no study folder: it holds no study.yaml. Give outputs/<study>.")
         content = read_yaml(path, "study.yaml")
-        return str(content["name"]), [str(job["name"]) for job in content["jobs"]]
+        try:
+            return str(content["name"]), [str(job["name"]) for job in content["jobs"]]
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is damaged. Run the study again: it writes that file anew.") from None
 
     def begin(self, job: StudyJob) -> None:
         """Write what names the job, and forget an earlier failure."""
@@ -122,8 +126,7 @@ class StudyFolder:
         for name in names:
             folder = self.jobs / name
             result = read_result(folder)
-            if result is None and (folder / "failure.json").exists():
-                result = RunResult(**json.loads((folder / "failure.json").read_text(encoding="utf-8")))
+            result = result or read_result(folder, "failure.json")
             if result is not None:
                 results.append(result)
         return results
@@ -131,7 +134,10 @@ class StudyFolder:
     def read_baselines(self) -> Baselines:
         """Return the baselines computed so far."""
         path = self.root / "baselines.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: they are computed again
+            return {}
 
     def write_baselines(self, baselines: Baselines) -> None:
         """Write baselines.json."""

@@ -26,6 +26,11 @@ class VerificationError(ShoalError):
     """A saved artefact that does not read back as what was saved."""
 
 
+def describe_os_error(error: OSError) -> str:
+    """Return what a file or folder refused, and what to look at."""
+    return f"{error.filename}: {error.strerror}. Check that the path exists, may be written to and has room."
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -21,7 +21,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
-from training.errors import EXIT_FAILED, EXIT_USER_ERROR, ShoalError, UserError  # noqa: E402
+from training.errors import EXIT_FAILED, EXIT_USER_ERROR, ShoalError, UserError, describe_os_error  # noqa: E402
 from training.flags import parse_flags  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 from training.recorder import FolderRecorder, Recorder  # noqa: E402
@@ -46,12 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
                 print_result(finished, folder)
             return 0
         result = train_here(spec, folder)
-    except ShoalError as error:
+    except (ShoalError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
         if not is_main:
             time.sleep(GRACE_SECONDS)  # an error that rank 0 met too ends this process here
         who = "" if is_main else f"rank {os.environ['RANK']}: "
-        print(f"shoal: {who}{error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+        message = describe_os_error(error) if isinstance(error, OSError) else error
+        print(f"shoal: {who}{message}", file=sys.stderr, flush=True)
+        return EXIT_FAILED if isinstance(error, ShoalError) and not isinstance(error, UserError) else EXIT_USER_ERROR
     if result is not None:
         print_result(result, folder)
     return 0

@@ -64,11 +64,29 @@ def write_training_state(engine: Any, state: dict[str, Tensor], num_updates: int
         _write_param(parameter, state[f"param/{name}"])
         for key in MOMENTS:
             _write_moment(parameter, state[f"{key}/{name}"], key)
-    for values in base_optimizer(engine).state.values():
+    optimizer = base_optimizer(engine)
+    for values in optimizer.state.values():
         if isinstance(values.get("step"), Tensor):
             values["step"].fill_(num_updates)
         elif "step" in values:
             values["step"] = num_updates
+    if hasattr(optimizer, "ds_opt_adam"):
+        _count_up(optimizer, num_updates)
+
+
+def _count_up(optimizer: Any, num_updates: int) -> None:
+    """Bring DeepSpeedCPUAdam's own powers of beta to `num_updates` the way training does.
+
+    It multiplies them up step by step in fp32, but calls `pow` after a jump (csrc/includes/cpu_adam.h), which rounds
+    otherwise: a resumed run would drift from an undisturbed one.
+    """
+    group = optimizer.param_groups[0]
+    weight, gradient, mean, square = (torch.zeros(1) for _ in range(4))
+    for step in range(2, num_updates + 1):
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, step, 0.0, *group["betas"], group["eps"], 0.0, group["bias_correction"],
+            weight, gradient, mean, square,
+        )  # fmt: skip
 
 
 def _write_param(parameter: nn.Parameter, value: Tensor) -> None:

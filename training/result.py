@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from training.errors import UserError
+
 Metrics = dict[str, float]
 """Metric name -> value; always holds "accuracy", "macro_f1", "loss" and "num_samples"."""
 
@@ -61,9 +63,12 @@ def write_json(path: Path, content: Any) -> None:
     temporary.replace(path)
 
 
-def read_result(folder: Path) -> RunResult | None:
-    """Return the result a run folder holds, or None where the job has not finished."""
+def read_result(folder: Path, name: str = "result.json") -> RunResult | None:
+    """Return the result a run folder holds, or None where the job has not finished. Raises UserError where damaged."""
+    path = folder / name
     try:
-        return RunResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        return RunResult(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it: the job then goes on from its checkpoints.") from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import command, environment, read_events, run_program
@@ -119,22 +119,28 @@ def test_precisions_and_kinds_of_adapter(flags: tuple[str, ...], job_flags: list
     assert result.validation["loss"] < result.untrained_validation["loss"]
 
 
-def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(job_flags: list[str], tmp_path: Path) -> None:
-    flags = [*job_flags, "--num_train_epochs=8", "--save_steps=5", "--lora_dropout=0.1", "--save_total_limit=3"]
-    train(flags, tmp_path / "undisturbed")
+@pytest.mark.parametrize(("config", "num_ranks"), [("zero2", 1), ("zero3_offload", 2)])
+def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(
+    config: str, num_ranks: int, job_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [
+        *job_flags, "--num_train_epochs=8", "--save_steps=5", "--lora_dropout=0.1", "--save_total_limit=3",
+        f"--deepspeed=ds_configs/{config}.json", f"--per_device_train_batch_size={8 // num_ranks}",
+    ]  # fmt: skip
+    train(flags, tmp_path / "undisturbed", num_ranks=num_ranks)
     folder = tmp_path / "killed"
-    running = subprocess.Popen(
-        command(*flags, "--output_dir", str(folder)),
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    running = psutil.Popen(
+        command(*flags, "--output_dir", str(folder), num_ranks=num_ranks), env=environment(), stderr=subprocess.DEVNULL
     )
     while not list((folder / "checkpoints").glob("step-*")) and running.poll() is None:
         time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+    family = [running, *running.children(recursive=True)]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):  # the launcher may have ended it by now
+            process.kill()
+    psutil.wait_procs(family)
     assert not (folder / "result.json").exists(), "the job ended before it could be killed"
-    result = train(flags, folder)
+    result = train(flags, folder, num_ranks=num_ranks)
     assert any("resuming after step" in event["message"] for event in read_events(folder, "log"))
     weights, expected = (
         load_file(path / "adapter" / "adapter_model.safetensors") for path in (folder, tmp_path / "undisturbed")
