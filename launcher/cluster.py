@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -14,6 +15,9 @@ from training.errors import UserError
 
 OBJECT_STORE_BYTES = 512 << 20
 """Shoal sends chunks of a few MiB; Ray's default of 30 % of the memory is better left to offloaded weights."""
+
+
+CONNECT_SECONDS = 10.0
 
 
 class Cluster:
@@ -43,8 +47,9 @@ class Cluster:
         virtual = False
         if self.joined:
             try:
+                _knock(str(address))
                 context = ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
                     f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
                 ) from None
@@ -92,6 +97,13 @@ class Cluster:
     def stop(self) -> None:
         """Disconnect; Ray started by us ends with all its processes."""
         self.ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at "host:port": Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "//" not in address:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _start_local(ray: Any, cards: dict[str, float], quiet: dict[str, Any]) -> Any:

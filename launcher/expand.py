@@ -105,7 +105,9 @@ def _combinations(study: Study) -> Iterator[tuple[str, Settings]]:
             seed_given = isinstance(seeds, list) or "seed" in varied or "seed" in overlay
             parts = [str(listed["name"])] if "name" in listed else []
             parts += [
-                _part(key, value) for key, value in (varied if "name" in listed else named).items() if key != "seed"
+                _part(key, value, study.sweep.grid.get(key, []))
+                for key, value in (varied if "name" in listed else named).items()
+                if key != "seed"
             ]
             if isinstance(seeds, list) and not seeds:
                 raise UserError(f"{study.source}: seed is []. Give at least one seed.")
@@ -135,12 +137,16 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Settings:
     return flat
 
 
-def _part(key: str, value: Any) -> str:
-    """Return what a setting adds to a job's name: `r8`, `nf4`, `zero3_offload`, `use_dora-true`."""
+def _part(key: str, value: Any, rivals: list[Any]) -> str:
+    """Return what a setting adds to a job's name: `r8`, `nf4`, `zero3_offload`, `use_dora-true`.
+
+    Of a path the last part, but the whole of it where a rival in the grid ends alike.
+    """
     last = key.rsplit(".", maxsplit=1)[-1]
     short = SHORT_KEYS.get(last, last)
     if isinstance(value, str) and value != "none":
-        text = FILE_SUFFIXES.sub("", value.rstrip("/").split("/")[-1])
+        alike = [rival for rival in rivals if isinstance(rival, str) and _end(rival) == _end(value)]
+        text = _end(value) if len(alike) < 2 else FILE_SUFFIXES.sub("", value)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         text = f"{short}{value:g}"
     elif isinstance(value, list):
@@ -150,6 +156,11 @@ def _part(key: str, value: Any) -> str:
     else:
         text = f"{short}-{str(value).lower()}"
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or short
+
+
+def _end(path: str) -> str:
+    """Return the last part of a path or hub name, without what says a file's format."""
+    return FILE_SUFFIXES.sub("", path.rstrip("/").split("/")[-1])
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -30,4 +31,12 @@ def print_plan(study_file: Path) -> int:
     cards, _ = local_sizes_gib(study.cards_gib)
     sizes = ", ".join(f"{gib:g} GiB" for gib in cards.values())
     console.print(f"{len(jobs)} jobs, a card a rank. Cards of this machine: {len(cards)} ({sizes})", highlight=False)
+    widest = max(jobs, key=lambda job: job.written.num_ranks)
+    most = max(Counter(cards.values()).values(), default=0)
+    if widest.written.num_ranks > most:
+        console.print(
+            f"{widest.name} needs {widest.written.num_ranks} cards of one size, and this machine has {most}: it wants "
+            "a cluster, or a smaller num_ranks.",
+            highlight=False,
+        )
     return 0

@@ -58,7 +58,7 @@ def build_report(
     for result in results:
         if result.status == "succeeded":
             members[json.dumps(varying[result.name])].append(result)
-    groups = [_group(json.loads(settings), jobs) for settings, jobs in members.items()]
+    groups = [_group(study, json.loads(settings), jobs) for settings, jobs in members.items()]
     metrics = {result.settings["training"]["metric_for_best_model"] for result in results}
     metric = metrics.pop() if len(metrics) == 1 else "macro_f1"
     return {
@@ -91,11 +91,11 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _group(settings: dict[str, Any], jobs: list[RunResult]) -> dict[str, Any]:
+def _group(study: str, settings: dict[str, Any], jobs: list[RunResult]) -> dict[str, Any]:
     """Return the figures of jobs that differ in their seed only."""
     split = "test" if all(job.test for job in jobs) else "validation"
     group: dict[str, Any] = {
-        "name": re.sub(r"-?seed\d+$", "", jobs[0].name) or jobs[0].name,
+        "name": re.sub(r"-?seed\d+$", "", jobs[0].name) or study,
         "settings": settings,
         "jobs": [job.name for job in jobs],
         "num_seeds": len(jobs),

@@ -20,13 +20,18 @@ from typing import Any
 
 from training.errors import UserError, nearest
 from training.parse import all_dotted_keys, build, read_yaml
-from training.spec import STRICT, JobSpec, require
+from training.spec import STRICT, JobSpec, require, require_folder_name
+
+MAX_GIB = 4096
+"""Of a virtual card; no card is larger, and Ray refuses what is far larger."""
 
 OWN_KEYS = ("name", "output_dir", "resume_from_checkpoint")
 """Job settings a study gives each job itself."""
 
 JOB_KEYS = [key for key in all_dotted_keys(JobSpec) if key not in OWN_KEYS]
 """What a study may set, as dotted keys."""
+SECTIONS = {key.split(".")[0] for key in JOB_KEYS if "." in key}
+"""Those that hold settings themselves: model, data, lora, training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +65,10 @@ class Study:
     def __post_init__(self) -> None:
         require(
             self.cards_gib is None
-            or (len(self.cards_gib) > 0 and all(size >= 1 and size % 1 == 0 for size in self.cards_gib)),
+            or (len(self.cards_gib) > 0 and all(1 <= size <= MAX_GIB and size % 1 == 0 for size in self.cards_gib)),
             f"cards_gib is {self.cards_gib}. Give the size of at least one card in whole GiB, such as [8, 8].",
         )
-        require(
-            all(part not in self.name for part in "/\\") and self.name.strip(". ") == self.name != "",
-            f"name {self.name!r} names a folder. Use letters, digits, '-' and '_'.",
-        )
+        require_folder_name(self.name)
 
 
 def load_study(path: Path) -> Study:
@@ -77,7 +79,7 @@ def load_study(path: Path) -> Study:
     errors = [_unknown(str(path), key, own | sections) for key in content if key not in own | sections]
     sweep = content.get("sweep")
     if isinstance(sweep, Mapping):
-        errors += _grid_errors(str(path), sweep)
+        errors += _grid_errors(str(path), sweep) + _listed_errors(str(path), sweep)
     if errors:
         raise UserError("\n".join(errors))
     values = {key: value for key, value in content.items() if key in own}
@@ -94,6 +96,30 @@ def _unknown(source: str, key: Any, known: set[str]) -> str:
     return f"{source}: unknown key {str(key)!r}{hint or '. Remove it.'}"
 
 
+def _listed_errors(source: str, sweep: Mapping[str, Any]) -> list[str]:
+    """Return a message for each listed job that is none, has no proper name, or sets what a study sets itself."""
+    errors = []
+    listed = sweep.get("jobs")
+    for position, job in enumerate(listed if isinstance(listed, list) else []):
+        place = f"sweep.jobs[{position}]"
+        if not isinstance(job, Mapping):
+            errors.append(f"{source}: {place} is {job!r}. Give settings, such as {{lora: {{r: 8}}}}.")
+            continue
+        if "name" in job and not isinstance(job["name"], str):
+            errors.append(f"{source}: {place}.name is {job['name']!r}. Give a text, or leave it out.")
+        errors += [
+            f"{source}: {place} sets {key!r}, which a study sets for each job. Remove it."
+            for key in OWN_KEYS
+            if key != "name" and key in job
+        ]
+        errors += [
+            f"{source}: {place}.{key} is {value!r}. Give a mapping of its settings."
+            for key, value in job.items()
+            if key in SECTIONS and not isinstance(value, Mapping)
+        ]
+    return errors
+
+
 def _grid_errors(source: str, sweep: Mapping[str, Any]) -> list[str]:
     """Return a message for each grid key that is no job setting or has no list of values."""
     errors = []
@@ -103,6 +129,8 @@ def _grid_errors(source: str, sweep: Mapping[str, Any]) -> list[str]:
             homes = [dotted for dotted in JOB_KEYS if dotted.split(".")[-1] == key]
             hint = f"; it belongs at {homes[0]!r}" if homes else nearest(str(key), JOB_KEYS)
             errors.append(f"{source}: unknown key 'sweep.grid.{key}'{hint or '. Remove it.'}")
-        elif not isinstance(values, list) or not values:
+        elif values == []:
+            errors.append(f"{source}: sweep.grid.{key} is empty. Give at least one value, or remove the key.")
+        elif not isinstance(values, list):
             errors.append(f"{source}: sweep.grid.{key} is {values!r}. Give a list of values, such as [{values!r}].")
     return errors

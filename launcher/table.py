@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -14,6 +15,11 @@ from rich.table import Table
 from launcher.state import JobState
 
 SECONDS_BETWEEN_LINES = 10.0
+LINES_BESIDE = 8
+"""Of the table's frame and of what stands above it."""
+FIXED_WIDTH = 46
+"""Columns "status" and "progress", and the lines between columns."""
+FIGURE_WIDTH = 16
 STYLES = {"succeeded": "green", "finished earlier": "green", "failed": "red", "running": "cyan"}
 
 
@@ -46,7 +52,7 @@ class StudyView:
     def update(self) -> None:
         """Show the states as they are now."""
         if self.live:
-            self.live.update(render(self.states), refresh=True)
+            self.live.update(render(self.states, *self.console.size), refresh=True)
             return
         for state in self.states:
             text = f"{state.status} {state.phase}".strip()
@@ -72,22 +78,46 @@ def describe(state: JobState) -> str:
     return "  ".join(parts)
 
 
-def render(states: Sequence[JobState]) -> Table:
-    """Return the table of all jobs."""
-    table = Table(expand=False, pad_edge=False)
-    for title in ("job", "status", "cards", "progress", "loss", "val. accuracy", "samples/s", "ETA", "peak memory"):
-        table.add_column(title, no_wrap=title != "status")
-    for state in states:
-        bar = ProgressBar(total=state.num_steps, completed=state.step, width=16) if state.num_steps else ""
+def render(states: Sequence[JobState], width: int, height: int) -> Table:
+    """Return the table of the jobs for a terminal of `width` x `height` characters.
+
+    What does not fit is left out: finished and waiting jobs first, and the figures from the last on.
+    """
+    shown = _most_telling(states, max(1, height - LINES_BESIDE))
+    names = max(len(state.name) for state in states)
+    cards = max((len(state.cards) for state in states), default=0)
+    num_figures = max(0, width - names - cards - FIXED_WIDTH) // FIGURE_WIDTH
+    table = Table(expand=False, pad_edge=False, caption=_rest(states, shown), caption_justify="left")
+    titles = [title for title, _ in _figures(states[0])][:num_figures]
+    for title in ("job", "status", "cards", "progress", *titles):
+        table.add_column(title, no_wrap=title not in ("job", "status"), overflow="fold")
+    for state in shown:
+        bar = ProgressBar(total=state.num_steps, completed=state.step, width=8) if state.num_steps else ""
         progress = Table.grid(padding=(0, 1))
         progress.add_row(bar, f"{state.step}/{state.num_steps}" if state.num_steps else "")
         status = state.status if state.status != "running" else state.phase or state.status
         if state.status == "preparing" and state.message:
             status = f"{status}: {state.message}"
-        figures = [cell for _, cell in _figures(state)]
+        figures = [cell for _, cell in _figures(state)][:num_figures]
         style = STYLES.get(state.status, "dim")
         table.add_row(state.name, f"[{style}]{status.replace('[', '(')}[/]", state.cards, progress, *figures)
     return table
+
+
+def _most_telling(states: Sequence[JobState], most: int) -> list[JobState]:
+    """Return at most so many jobs, in their order: those at work before those that failed, finished or wait."""
+    order = ("running", "preparing", "failed", "succeeded", "waiting", "finished earlier")
+    chosen = sorted(range(len(states)), key=lambda index: (order.index(states[index].status), index))[:most]
+    return [states[index] for index in sorted(chosen)]
+
+
+def _rest(states: Sequence[JobState], shown: Sequence[JobState]) -> str | None:
+    """Return what is said of the jobs that are not shown."""
+    if len(shown) == len(states):
+        return None
+    counts = Counter(state.status for state in states)
+    counts.subtract(state.status for state in shown)
+    return "and " + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
 
 
 def _figures(state: JobState) -> list[tuple[str, str]]:
@@ -95,8 +125,8 @@ def _figures(state: JobState) -> list[tuple[str, str]]:
     eta = state.eta_seconds if state.status == "running" else None
     return [
         ("loss", "" if state.loss is None else f"{state.loss:.4f}"),
-        ("validation accuracy", "" if state.accuracy is None else f"{state.accuracy:.4f}"),
-        ("samples/s", "" if state.samples_per_second is None else f"{state.samples_per_second:.1f}"),
+        ("val. accuracy", "" if state.accuracy is None else f"{state.accuracy:.4f}"),
         ("ETA", "" if eta is None else f"{int(eta) // 60}:{int(eta) % 60:02d}"),
+        ("samples/s", "" if state.samples_per_second is None else f"{state.samples_per_second:.1f}"),
         ("peak memory", f"{state.peak_memory_bytes / 2**30:.2f} GiB" if state.peak_memory_bytes else ""),
     ]

@@ -33,6 +33,8 @@ def read_text(path: Path, what: str) -> str:
             f"{what} {path} is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}. "
             f"Convert it, e.g. iconv -f LATIN1 -t UTF-8."
         ) from None
+    except (OSError, ValueError) as error:  # no rights, a name too long, a NUL in it
+        raise UserError(f"{what} {path} cannot be read: {error}. Check the path.") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -58,7 +60,7 @@ def read_yaml(path: Path, what: str) -> NestedDict:
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{what} {path}{where}: {error.problem}. Mend the YAML there.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{what} {path} is not YAML: {error}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{what} {path} holds no settings. It must be a mapping such as `model: {{...}}`.")

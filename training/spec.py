@@ -25,6 +25,9 @@ TINY_LLAMA = "builtin:tiny-llama"
 DOCSTRINGS = "builtin:docstrings"
 """The model and the data set that need no download."""
 
+MAX_NAME_BYTES = 120
+"""Of a job's or study's name; file systems take 255, and Shoal adds to it."""
+
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 """pydantic reads this off each dataclass: a key nobody knows is an error, and so is NaN."""
 
@@ -33,6 +36,25 @@ def require(ok: bool, message: str) -> None:
     """Raise `UserError(message)` unless `ok`."""
     if not ok:
         raise UserError(message)
+
+
+def require_folder_name(name: str) -> None:
+    """Raise UserError unless `name` can name a folder on any file system."""
+    safe = name.replace("-", "").replace("_", "").replace(".", "")
+    require(
+        safe.isalnum() and name[0] != "." and len(name.encode()) <= MAX_NAME_BYTES,
+        f"name {name!r:.120} names a folder. Use letters, digits, '-', '_' and '.', beginning with none of '.', "
+        f"{MAX_NAME_BYTES} bytes at most.",
+    )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,13 +242,13 @@ class JobSpec:
     """Checkpoint folder to start from. Without it the newest in output_dir is used, if there is one."""
 
     def __post_init__(self) -> None:
-        safe = self.name.replace("-", "").replace("_", "").replace(".", "")
-        require(
-            safe.isalnum() and self.name[0] != ".",
-            f"name {self.name!r} names a folder. Use letters, digits, '-', '_' and '.', beginning with none of '.'.",
-        )
+        require_folder_name(self.name)
         require(self.num_ranks >= 1, f"num_ranks is {self.num_ranks}. It must be at least 1.")
-        require(self.seed >= 0, f"seed is {self.seed}. It must not be negative.")
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}. It must lie between 0 and {2**32 - 1}.")
+        require(
+            _is_json(self.deepspeed),
+            "deepspeed holds a value JSON does not have, such as a date. Quote it, or name a file of ds_configs/.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as `job.yaml` holds them."""

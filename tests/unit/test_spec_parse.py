@@ -164,7 +164,7 @@ def test_a_value_out_of_range_is_refused(tmp_path: Path, section: str, key: str,
 @pytest.mark.parametrize(
     ("content", "mend"),
     [
-        (DATA + "seed: -1\n", "seed is -1. It must not be negative"),
+        (DATA + "seed: -1\n", "seed is -1. It must lie between 0"),
         (DATA + "num_ranks: 0\n", "num_ranks is 0. It must be at least 1"),
         (DATA + "name: ../up\n", "'../up'"),
         (DATA + "name: .hidden\n", "'.hidden'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,22 @@ def test_paths_are_found_beside_the_study_and_shown_as_written(tmp_path: Path, m
         ({"sweeep": {}}, ["sweeep", "did you mean 'sweep'"]),
         ({"lora": {"rr": 4}}, ["some.yaml", "'lora.rr'"]),
         ({"sweep": {"grid": {"lora.rank": [1]}}}, ["sweep.grid.lora.rank"]),
-        ({"sweep": {"grid": {"lora.r": []}}}, ["sweep.grid.lora.r", "list of values"]),
+        ({"sweep": {"grid": {"lora.r": []}}}, ["sweep.grid.lora.r", "at least one value"]),
+        ({"sweep": {"grid": {"lora.r": 8}}}, ["sweep.grid.lora.r is 8", "list of values"]),
+        ({"sweep": {"jobs": [{"output_dir": "/tmp/x"}]}}, ["sweep.jobs[0]", "'output_dir'"]),
+        ({"sweep": {"jobs": [{"lora": 5}]}}, ["sweep.jobs[0].lora is 5"]),
+        ({"sweep": {"jobs": [{"name": None}]}}, ["sweep.jobs[0].name is None"]),
+        ({"sweep": {"jobs": [3]}}, ["sweep.jobs[0] is 3"]),
+        ({"name": "n" * 300}, ["120 bytes at most"]),
+        ({"name": "../up"}, ["'../up'", "names a folder"]),
+        ({"deepspeed": {"steps_per_print": datetime.date(2020, 1, 1)}}, ["deepspeed holds a value JSON does not"]),
+        ({"seed": 10**30}, ["seed is 1000", "between 0 and"]),
         ({"sweep": {"grid": {"lora.r": [0, -1]}}}, ["lora.r is 0", "lora.r is -1"]),
         ({"sweep": {"grid": {"seed": [1, 1]}}}, ["same settings"]),
         ({"data": {"train_file": "missing.csv"}}, ["data.train_file", "missing.csv", "does not exist"]),
         ({"deepspeed": "missing.json"}, ["deepspeed", "missing.json"]),
         ({"cards_gib": [0]}, ["cards_gib"]),
+        ({"cards_gib": [1e30]}, ["cards_gib"]),
     ],
 )
 def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict[str, Any], words: list[str]) -> None:
@@ -83,6 +94,18 @@ def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict
         jobs_of(tmp_path, **content)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_paths_that_end_alike_keep_their_names_in_any_order(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "train.csv").write_text(f"text,label\n{place},x\n")
+    files = [str(tmp_path / place / "train.csv") for place in ("a", "b")]
+    names = []
+    for order in (files, files[::-1]):
+        jobs = jobs_of(tmp_path, data={}, sweep={"grid": {"data.train_file": order}})
+        names.append({job.spec.data.train_file: job.name for job in jobs})
+    assert names[0] == names[1] and len(set(names[0].values())) == 2
 
 
 @pytest.mark.parametrize("is_folder", [False, True])
