@@ -136,11 +136,7 @@ def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype,
         raise UserError(
             f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]}"
         ) from None
-    if not hasattr(model, HEAD):
-        raise UserError(
-            f"model {spec.model_name_or_path!r} is a {config.model_type}, which has no {HEAD!r} head. "
-            "Use a decoder-only model (LLaMA, Qwen, Mistral, SmolLM, ...)."
-        )
+    require_head(model, spec, config)
     for part in model.modules():
         # On CPUs with bf16 instructions bitsandbytes repacks a 4-bit layer in place the first time it is evaluated,
         # which fails on widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
@@ -148,6 +144,15 @@ def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype,
             part.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     return model
+
+
+def require_head(model: Any, spec: ModelSpec, config: Any) -> None:
+    """Raise UserError for a model whose classification head is not that of decoder-only models."""
+    if not hasattr(model, HEAD):
+        raise UserError(
+            f"model {spec.model_name_or_path!r} is a {config.model_type}, which has no {HEAD!r} head. "
+            "Use a decoder-only model (LLaMA, Qwen, Mistral, SmolLM, ...)."
+        )
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from training.deepspeed_config import check_deepspeed_config, fill_auto
 from training.errors import UserError
-from training.model import load_config, load_tokenizer, resolve_checkpoint
+from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
 from training.spec import JobSpec
 
 
 def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report: Callable[[str], None]) -> None:
-    """Check what can be checked without a card: DeepSpeed keys, model configuration, tokenizer.
+    """Check what can be checked without a card: DeepSpeed keys, model, tokenizer, layers of the adapter.
 
     `spec.deepspeed` holds the content of the file that messages call `deepspeed_source`. `report` is told of what
     takes long. Raises UserError for what cannot work.
@@ -26,5 +27,9 @@ def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report
     dtype = torch.bfloat16 if spec.model.dtype == "bf16" or wants_bf16 else torch.float32
     fill_auto(spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=dtype, cuda=False)
     checkpoint = resolve_checkpoint(spec.model, report)
-    load_config(spec.model, checkpoint, label_names)
+    config = load_config(spec.model, checkpoint, label_names)
     load_tokenizer(spec.model, checkpoint)
+    with torch.device("meta"):  # the shape alone: no weights are read
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.model.trust_remote_code)
+        require_head(model, spec.model, config)
+        add_adapter(model, spec.lora, dtype)
