@@ -155,7 +155,8 @@ def run_cell(key: Cell, model: Path, files: dict[str, Path], folder: Path) -> Ce
     result = json.loads(result_file.read_text(encoding="utf-8"))
     scores = {split: {name: result[split][name] for name in METRICS} for split in ("validation", "test")}
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {**key, **scores, "process_seconds": round(seconds, 1), "date": str(date.today()), "versions": versions}
+    facts = {"process_seconds": round(seconds, 1), "date": str(date.today()), "hardware": hardware()}
+    return {**key, **scores, **facts, "versions": versions}
 
 
 # --- the results ------------------------------------------------------------------------------------------------
@@ -166,11 +167,11 @@ def is_cell(cell: Cell, key: Cell) -> bool:
     return all(cell.get(name) == value for name, value in key.items())
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> str:
     """Return the CPU's model name and the number of cores this process may use."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": len(os.sched_getaffinity(0))}
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def compare(reference: list[float], ours: list[float]) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def report(cells: list[Cell], rows: list[dict[str, Any]], machine: dict[str, Any], command: str) -> str:
+def report(cells: list[Cell], rows: list[dict[str, Any]], command: str) -> str:
     """Return accuracy.md."""
     versions = ", ".join(f"{name} {number}" for name, number in cells[-1]["versions"].items())
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
@@ -237,25 +238,23 @@ validation macro-F1 and evaluate test once.
 - Settings: {settings}, batch_size {BATCH_SIZE}, linear decay; epochs: {epochs}; Shoal with ds_configs/zero2.json
 - Rows (train / validation / test): {sizes}
 - Run {" to ".join(sorted({min(c["date"] for c in cells), max(c["date"] for c in cells)}))} \
-on {machine["cpu"]}, {machine["cores"]} cores
+on {" and ".join(sorted({cell["hardware"] for cell in cells}))} (accuracy.json says which cell)
 - Versions: {versions}
 """
 
 
 def write_results(cells: list[Cell], command: str) -> None:
     """Write accuracy.json and accuracy.md, each by renaming a whole file into place."""
-    rows, machine = list(comparisons(cells)), hardware()
+    rows = list(comparisons(cells))
     content = {
         "date": str(date.today()),
         "command": command,
-        "hardware": machine,
-        "versions": cells[-1]["versions"],
         "comparisons": rows,
         "cells": cells,
     }
     texts = {
         "accuracy.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "accuracy.md": report(cells, rows, machine, command),
+        "accuracy.md": report(cells, rows, command),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

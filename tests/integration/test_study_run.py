@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from launcher.run import run_study
+from training.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -121,3 +122,33 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> N
     assert run_study(study, run_job=fake_rank.run_job) == 0
     events = (workplace / "outputs/tiny/jobs/job/events.jsonl").read_text()
     assert "resuming after step 1" in events
+
+
+HEAD = """
+import json, pathlib, sys
+import ray
+from launcher.cards import resources
+context = ray.init(address="local", include_dashboard=False, resources=resources({0: 8.0, 1: 8.0}))
+pathlib.Path(sys.argv[1]).write_text(context.address_info["gcs_address"])
+sys.stdin.read()
+"""
+"""A cluster of somebody else's: Ray started with the resources `shoal cards` prints. Ends with its input."""
+
+
+def test_a_study_joins_a_running_cluster_and_leaves_it_running(workplace: Path) -> None:
+    mark = workplace / "address"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen([sys.executable, "-c", HEAD, str(mark)], env=environment, stdin=subprocess.PIPE) as head:
+        while not mark.exists() or not mark.read_text():
+            assert head.poll() is None
+            time.sleep(0.1)
+        study = write_study(workplace, sweep={"jobs": [{"name": "one"}, {"name": "wide", "num_ranks": 2}]})
+        assert run_study(study, address=mark.read_text(), run_job=fake_rank.run_job) == 0
+        assert head.poll() is None
+    assert {job["status"] for job in read_report(workplace)["jobs"]} == {"succeeded"}
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(workplace: Path) -> None:
+    study = write_study(workplace)
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        run_study(study, address="127.0.0.1:1")
