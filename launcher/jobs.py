@@ -160,7 +160,7 @@ class JobRunner:
 
     def _take_prepared(self, groups: list[list[StudyJob]], ref: Any) -> None:
         """Let the jobs go whose preparation worked; the others have failed."""
-        outcomes = self._outcome(ref, "the preparation")
+        outcomes = self._outcome(ref)
         answers = outcomes["result"] if outcomes["ok"] else [outcomes] * len(groups)
         for jobs, outcome in zip(groups, answers, strict=True):
             for job in jobs:
@@ -175,7 +175,7 @@ class JobRunner:
 
     def _take_baselines(self, key: str, ref: Any) -> None:
         """Keep the baselines of one data."""
-        outcome = self._outcome(ref, "the baseline")
+        outcome = self._outcome(ref)
         if outcome["ok"]:
             self.folder.write_baselines({**self.folder.read_baselines(), key: outcome["result"]})
         else:
@@ -183,13 +183,13 @@ class JobRunner:
 
     def _take_rank(self, running: RunningJob, rank: int) -> None:
         """Note how a rank ended; end the job with the last of them, or with the first that failed."""
-        running.outcomes[rank] = self._outcome(running.refs[rank], f"rank {rank}")
+        running.outcomes[rank] = self._outcome(running.refs[rank])
         if not running.outcomes[rank]["ok"]:
             left = [ref for other, ref in enumerate(running.refs) if other not in running.outcomes]
             ready, _ = self.ray.wait(left, num_returns=len(left), timeout=GRACE_SECONDS) if left else ([], [])
             for ref in ready:
                 other = running.refs.index(ref)
-                running.outcomes[other] = self._outcome(ref, f"rank {other}")
+                running.outcomes[other] = self._outcome(ref)
         elif len(running.outcomes) < len(running.refs):
             return
         self._release(running)
@@ -205,7 +205,7 @@ class JobRunner:
 
     def _take_logs(self, running: RunningJob, ref: Any) -> None:
         """End the job once the logs of its last node are in."""
-        outcome = self._outcome(ref, "the node")
+        outcome = self._outcome(ref)
         tails: dict[str, str] = outcome["result"] if outcome["ok"] else {}
         running.outcomes = {
             rank: {**answer, "log_tail": tails.get(f"rank{rank}.log", answer.get("log_tail", ""))}
@@ -236,7 +236,7 @@ class JobRunner:
         self.folder.write_result(result)
         self.states[result.name].end(result)
 
-    def _outcome(self, ref: Any, who: str) -> Outcome:
+    def _outcome(self, ref: Any) -> Outcome:
         """Return what a task or rank came to; its death is an outcome too."""
         try:
             answer = self.ray.get(ref)
@@ -244,7 +244,7 @@ class JobRunner:
             cause = str(error).strip().splitlines()[0]
             return {
                 "ok": False,
-                "error": f"the process of {who} died: killed from outside or by a full memory ({cause})",
+                "error": f"its process died: killed from outside or by a full memory ({cause})",
                 "died": True,
             }
         return answer if isinstance(answer, dict) and "ok" in answer else {"ok": True, "result": answer}

@@ -74,7 +74,7 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert "headline" in by_name["bad-column"]["error"]["message"]
     assert "ValueError: the stand-in fails" in by_name["raises"]["error"]["message"]
     assert "about to fail" in by_name["raises"]["error"]["log_tail"]
-    assert by_name["killed"]["error"]["message"].startswith("rank 1: the process of rank 1 died")
+    assert by_name["killed"]["error"]["message"].startswith("rank 1: its process died")
     assert by_name["wide"]["settings"]["deepspeed"] == "ds_configs/zero0.json"
     assert any("TF-IDF" in baseline["name"] for baseline in report["baselines"])
     two_seeds = next(group for group in report["groups"] if group["num_seeds"] == 2)
