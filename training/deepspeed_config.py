@@ -13,7 +13,7 @@ import torch
 
 from training.errors import UserError, nearest
 from training.parse import read_text
-from training.spec import TrainingSpec
+from training.spec import JobSpec, TrainingSpec
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -172,6 +172,15 @@ def fill_auto(
         if _offloads(zero, name):
             zero[name].setdefault("pin_memory", cuda)
     return filled
+
+
+def refuse_impossible(spec: JobSpec, content: dict[str, Any]) -> None:
+    """Raise UserError for what the libraries cannot do together."""
+    if zero_stage(content) == 3 and spec.lora.use_dora and spec.model.quantization == "nf4":
+        raise UserError(
+            "lora.use_dora on an nf4 base does not run under ZeRO stage 3: PEFT swaps 4-bit weights that DeepSpeed has "
+            "partitioned. Use stage 2, quantization: int8 or none, or use_dora: false."
+        )
 
 
 def fit_buckets(content: dict[str, Any], num_trained: int) -> dict[str, Any]:

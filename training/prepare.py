@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from training.deepspeed_config import check_deepspeed_config, fill_auto
+from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
 from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
 from training.spec import JobSpec
@@ -27,6 +27,7 @@ def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report
     dtype = torch.bfloat16 if spec.model.dtype == "bf16" or wants_bf16 else torch.float32
     fill_auto(spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=dtype, cuda=False)
     checkpoint = resolve_checkpoint(spec.model, report)
+    refuse_impossible(spec, spec.deepspeed)
     config = load_config(spec.model, checkpoint, label_names)
     load_tokenizer(spec.model, checkpoint)
     with torch.device("meta"):  # the shape alone: no weights are read

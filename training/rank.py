@@ -23,6 +23,7 @@ from training.deepspeed_config import (
     offloads_optimizer,
     offloads_parameters,
     read_deepspeed_config,
+    refuse_impossible,
     zero_stage,
 )
 from training.engine import build_optimizer, load_trainable, start_engine, start_process_group, stop_process_group
@@ -66,6 +67,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
             recorder.event("log", message=message)
 
     config, source = read_deepspeed_config(spec.deepspeed)
+    refuse_impossible(spec, config)
     device = start_process_group(ranks)
     try:
         _phase(recorder, ranks, "loading data")

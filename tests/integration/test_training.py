@@ -200,6 +200,7 @@ def test_a_finished_job_is_not_repeated_or_overwritten(job_flags: list[str], tmp
         (["--lora_target_modules", "query"], ["query", "q_proj"]),
         (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
         (["--resume_from_checkpoint", "nowhere"], ["nowhere", "state.json"]),
+        (["--use_dora", "--load_in_4bit", "--deepspeed=ds_configs/zero3.json"], ["use_dora", "nf4", "stage 2"]),
     ],
 )
 def test_bad_input_gets_one_message_and_status_2(
