@@ -86,6 +86,7 @@ class JobRunner:
     def stop(self) -> None:
         """Kill every rank and bring the logs of interrupted jobs home."""
         for job in list(self.running.values()):
+            self.states[job.job.name].phase = "interrupted"
             self._release(job)
         if self.collecting:
             self.ray.wait(list(self.collecting), num_returns=len(self.collecting), timeout=COLLECT_SECONDS)

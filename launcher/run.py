@@ -19,9 +19,8 @@ from launcher.state import JobState
 from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob
-from training.errors import EXIT_FAILED
+from training.errors import EXIT_FAILED, EXIT_INTERRUPTED
 
-EXIT_INTERRUPTED = 130
 OUTPUTS = Path("outputs")
 
 

@@ -176,10 +176,10 @@ def fill_auto(
 
 def refuse_impossible(spec: JobSpec, content: dict[str, Any]) -> None:
     """Raise UserError for what the libraries cannot do together."""
-    if zero_stage(content) == 3 and spec.lora.use_dora and spec.model.quantization == "nf4":
+    if zero_stage(content) == 3 and spec.lora.use_dora and spec.model.quantization != "none":
         raise UserError(
-            "lora.use_dora on an nf4 base does not run under ZeRO stage 3: PEFT swaps 4-bit weights that DeepSpeed has "
-            "partitioned. Use stage 2, quantization: int8 or none, or use_dora: false."
+            f"lora.use_dora on an {spec.model.quantization} base does not run under ZeRO stage 3: PEFT swaps quantized "
+            "weights that DeepSpeed has partitioned. Use stage 2, quantization: none, or use_dora: false."
         )
 
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from training.deepspeed_config import fit_buckets, offloads_optimizer
+from training.errors import UserError
 from training.ranks import Ranks
 from training.spec import TrainingSpec
 
@@ -115,7 +116,13 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
     parameters = list(trainable_parameters(model).values())
     config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"DeepSpeed refuses the settings of the deepspeed file: {reason}. Mend or remove them."
+        ) from error
     return engine
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 class ShoalError(Exception):

@@ -150,7 +150,9 @@ def flag_values(given: dict[str, Any], warn: Any) -> NestedDict:
             warn(f"--{name} is not needed: {reason}.")
     values: dict[str, Any] = dict(given)
     for old, (new, reason) in OLD_FLAGS.items():
-        if old in given:
+        if old in given and new in given:
+            warn(f"--{old} is left aside, since --{new} is given too.")
+        elif old in given:
             warn(f"--{old} is taken as --{new} {' '.join(given[old])}: {reason}.")
             values.setdefault(new, given[old] if new in LIST_FLAGS else " ".join(given[old]))
     switches = {name: _truth(name, values[name]) for name in SWITCHES if name in values}

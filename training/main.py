@@ -4,7 +4,7 @@
     deepspeed [--num_gpus N] training/main.py --model_name_or_path X --train_file Y --deepspeed ds_configs/Z.json ...
     python training/main.py ...            # one rank
 
-Exit status: 0 the job succeeded, 1 it failed, 2 the input is at fault.
+Exit status: 0 the job succeeded, 1 it failed, 2 the input is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 # `deepspeed training/main.py` puts training/ first on the path, where our modules would shadow libraries.
@@ -21,7 +23,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
-from training.errors import EXIT_FAILED, EXIT_USER_ERROR, ShoalError, UserError, describe_os_error  # noqa: E402
+from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, ShoalError, UserError, describe_os_error  # noqa: E402
 from training.flags import parse_flags  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 from training.recorder import FolderRecorder, Recorder  # noqa: E402
@@ -46,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print_result(finished, folder)
             return 0
         result = train_here(spec, folder)
+    except KeyboardInterrupt:
+        if is_main:
+            print("shoal: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (ShoalError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise
@@ -63,24 +69,43 @@ def main(arguments: list[str] | None = None) -> int:
 def finished_result(folder: Path, spec: JobSpec) -> RunResult | None:
     """Return the result the folder already holds of this very job; refuse a folder that holds another one's."""
     result = read_result(folder)
-    if result is not None and result.fingerprint != spec.fingerprint():
+    if result is None:
+        return None
+    if result.fingerprint != spec.fingerprint():
         raise UserError(f"{folder} holds the result of a job with other settings. Choose another --output_dir.")
+    from training.corpus.load import load_corpus
+
+    if result.data["sha256"] != load_corpus(spec.data).facts["sha256"]:
+        raise UserError(f"{folder} holds the result of the same job on other rows. Choose another --output_dir.")
+    if not (folder / "adapter").is_dir():
+        raise UserError(f"{folder} holds a result.json and no adapter/. Delete result.json to go on from a checkpoint.")
     return result
 
 
 def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
     """Run this rank in this process, writing into `folder`."""
-    import yaml
-
     from training.rank import run_job
 
     ranks = Ranks.from_environment()
     recorder: Recorder = TerminalRecorder(folder)
-    if ranks.is_main:
-        (folder / "job.yaml").write_text(
-            yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
-    return run_job(spec, ranks, recorder, folder)
+    with alone_in(folder) if ranks.is_main else nullcontext():
+        return run_job(spec, ranks, recorder, folder)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second job out of the folder; the lock ends with its process."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another job is working in {folder}. Wait for it, or choose another --output_dir.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class TerminalRecorder(FolderRecorder):

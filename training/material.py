@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from training.corpus.load import Corpus, load_corpus
+from training.errors import UserError
 from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
@@ -36,18 +38,32 @@ def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], N
     tokenizer = load_tokenizer(spec.model, checkpoint)
     config.pad_token_id = tokenizer.pad_token_id
     named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    splits = {
+        name: tokenize_split(split, tokenizer, spec.data.max_seq_length)
+        for name, split in named.items()
+        if split is not None
+    }
+    for split in splits.values():
+        refuse_pad_at_the_end(split, tokenizer)
     return Material(
         corpus=corpus,
-        splits={
-            name: tokenize_split(split, tokenizer, spec.data.max_seq_length)
-            for name, split in named.items()
-            if split is not None
-        },
+        splits=splits,
         tokenizer=tokenizer,
         checkpoint=checkpoint,
         config=config,
         dtype=agreed_dtype(spec, device),
     )
+
+
+def refuse_pad_at_the_end(split: TokenizedSplit, tokenizer: Any) -> None:
+    """Raise UserError for a text whose last token is the pad token: transformers would read the one before it."""
+    rows = np.flatnonzero(split.tokens[split.offsets[1:] - 1] == tokenizer.pad_token_id)
+    if len(rows):
+        raise UserError(
+            f"row {split.ids[rows[0]]} ends in {tokenizer.pad_token!r}, the token this tokenizer must be padded with"
+            f" ({len(rows)} such rows): whoever uses the adapter would get another prediction. Remove the word from "
+            "the texts, or give the tokenizer a pad_token that no text holds."
+        )
 
 
 def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:

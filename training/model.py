@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
 from training.errors import UserError
@@ -96,7 +97,10 @@ def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, **hub_options(spec))
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"tokenizer of {spec.model_name_or_path!r} cannot be read: {first_line}") from None
+        raise UserError(
+            f"tokenizer of {spec.model_name_or_path!r} cannot be read: {first_line} "
+            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model."
+        ) from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         tokenizer.pad_token = _spare_token(tokenizer)
@@ -131,12 +135,21 @@ def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype,
         options["quantization_config"] = _quantization_config(spec.quantization, dtype)
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config, **options)
-    except (OSError, ValueError) as error:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint, config=config, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]}"
+            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]} "
+            "Check that config.json and the .safetensors files are whole and belong together."
         ) from None
     require_head(model, spec, config)
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith(f"{HEAD}."))
+    if missing:
+        raise UserError(
+            f"model {spec.model_name_or_path!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...): "
+            "they would be random. Check that config.json and the .safetensors files belong together."
+        )
     for part in model.modules():
         # On CPUs with bf16 instructions bitsandbytes repacks a 4-bit layer in place the first time it is evaluated,
         # which fails on widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
@@ -170,6 +183,10 @@ def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesC
 
 def add_adapter(model: Any, spec: LoraSpec, dtype: torch.dtype) -> PeftModel:
     """Put LoRA on the base; adapter and head train in `dtype`, their fp32 copies live in the optimizer."""
+    names = [name for name, _ in model.named_modules()]
+    for target in spec.target_modules if isinstance(spec.target_modules, list) else []:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"lora.target_modules names {target!r}, {_linear_layers(model)}")
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=spec.r,
@@ -182,18 +199,18 @@ def add_adapter(model: Any, spec: LoraSpec, dtype: torch.dtype) -> PeftModel:
     )
     try:
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError as error:
-        linear = sorted(
-            {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        )
-        raise UserError(
-            f"lora.target_modules is {spec.target_modules!r}: {str(error).splitlines()[0]} "
-            f"This model's linear layers are {', '.join(name for name in linear if name != HEAD)}."
-        ) from None
+    except ValueError:
+        raise UserError(f"lora.target_modules is {spec.target_modules!r}, {_linear_layers(model)}") from None
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return peft_model
+
+
+def _linear_layers(model: Any) -> str:
+    """Return the end of a message about layers that are not there."""
+    parts = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    return f"and this model has no such layer. Its linear layers are {', '.join(sorted(parts - {HEAD}))}."
 
 
 def build_classifier(

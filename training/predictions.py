@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def write_predictions(
 ) -> None:
     """Write one row a text: split, id, label, prediction (names) and logits (fp32, in the order of the labels).
 
-    The label names, in that order, stand in the schema's metadata under "label_names".
+    The label names, in that order, stand in the schema's metadata under "label_names", as a JSON list.
     """
     columns: dict[str, list[object]] = {"split": [], "id": [], "label": [], "prediction": [], "logits": []}
     for name, (split, logits) in evaluated.items():
@@ -30,7 +31,7 @@ def write_predictions(
     types = {"logits": pa.list_(pa.float32())}
     schema = pa.schema(
         [pa.field(name, types.get(name, pa.string())) for name in columns],
-        metadata={"label_names": "\n".join(label_names)},
+        metadata={"label_names": json.dumps(label_names, ensure_ascii=False)},
     )
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(pa.table(columns, schema=schema), temporary)

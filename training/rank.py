@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import yaml
 
 from training import __version__
 from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
@@ -76,6 +77,9 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         filled = fill_auto(
             config, source, spec.training, world_size=ranks.world_size, dtype=material.dtype, cuda=device.type == "cuda"
         )
+        if ranks.is_main:  # not before, so that a refused job leaves an earlier one's in place
+            text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True)
+            (workdir / "job.yaml").write_text(text, encoding="utf-8")
         _phase(recorder, ranks, "loading model")
         run, facts = build_run(spec, ranks, recorder, workdir, material, filled, device, checkpoint, report)
         state = TrainingState()

@@ -243,6 +243,7 @@ class JobSpec:
 
     def __post_init__(self) -> None:
         require_folder_name(self.name)
+        require(bool(self.output_dir.strip()), "output_dir is empty. Give a folder.")
         require(self.num_ranks >= 1, f"num_ranks is {self.num_ranks}. It must be at least 1.")
         require(0 <= self.seed < 2**32, f"seed is {self.seed}. It must lie between 0 and {2**32 - 1}.")
         require(

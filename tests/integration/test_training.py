@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import command, environment, read_events, run_program
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from training.result import RunResult, read_result
@@ -197,7 +198,8 @@ def test_a_finished_job_is_not_repeated_or_overwritten(job_flags: list[str], tmp
         (["--model_name_or_path", "../no/such/model"], ["../no/such/model", "does not exist"]),
         (["--text_column_names", "headline"], ["train.jsonl", "headline", "text"]),
         (["--deepspeed", "{misspelt}"], ["zero_optimisation", "zero_optimization"]),
-        (["--lora_target_modules", "query"], ["query", "q_proj"]),
+        (["--lora_target_modules", "q_proj", "query"], ["'query'", "k_proj"]),
+        (["--text_column_names", "text", "label"], ["label column", "'label'"]),
         (["--learning_rat", "1"], ["--learning_rat", "--learning_rate"]),
         (["--resume_from_checkpoint", "nowhere"], ["nowhere", "state.json"]),
         (["--use_dora", "--load_in_4bit", "--deepspeed=ds_configs/zero3.json"], ["use_dora", "nf4", "stage 2"]),
@@ -216,6 +218,25 @@ def test_bad_input_gets_one_message_and_status_2(
     for word in words:
         assert word in message
     assert not (tmp_path / "out" / "result.json").exists()
+
+
+def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, job_flags: list[str], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
+    run = run_program(
+        *job_flags, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2 and "lacks" in run.stderr and "layers.2" in run.stderr, run.stderr
+
+
+def test_a_folder_in_use_is_left_alone(job_flags: list[str], tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        run = run_program(*job_flags, "--output_dir", str(tmp_path), capture_output=True, text=True)
+    assert run.returncode == 2 and "another job is working" in run.stderr, run.stderr
+    assert not (tmp_path / "job.yaml").exists()
 
 
 def test_bad_input_under_the_deepspeed_launcher(job_flags: list[str], tmp_path: Path) -> None:

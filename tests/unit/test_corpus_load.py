@@ -258,3 +258,39 @@ def test_natural_order() -> None:
     assert natural_order(["class 10", "class 2", "b", "B"]) == ["B", "b", "class 2", "class 10"]
     assert natural_order(["a1b10", "a1b9", "a", "7"]) == ["7", "a", "a1b9", "a1b10"]
     assert natural_order(["01", "1", "1"]) == ["01", "1"]
+
+
+def test_a_class_that_only_test_has_is_refused_though_the_feature_names_it(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["cat", "dog", "fish"])}
+    )
+    train = {"text": [f"text {row}" for row in range(20)], "label": [0, 1] * 10}
+    test = {"text": ["a cat", "a fish"], "label": [0, 2]}
+    splits = {name: datasets.Dataset.from_dict(rows, features) for name, rows in (("train", train), ("test", test))}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="'fish'"):
+        load_corpus(DataSpec(dataset_name=str(tmp_path / "saved")))
+
+
+def test_the_answer_must_not_stand_in_the_text(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", many({"a": 5, "b": 5}))
+    with pytest.raises(UserError, match="label column 'label'"):
+        load_corpus(DataSpec(train_file=train, text_column_names=["text", "label"]))
+
+
+@pytest.mark.parametrize(("last", "is_text"), [("Straße".encode(), True), (b"\xff\xfe", False)])
+def test_bytes_are_read_as_utf8_or_refused(last: bytes, is_text: bool, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"text": [b"one", b"two", b"three", last], "label": ["a", "b", "a", "b"]}), path)
+    data = DataSpec(train_file=str(path), validation_fraction=0.3)
+    if is_text:
+        corpus = load_corpus(data)
+        assert "Straße" in corpus.train.texts + corpus.validation.texts
+    else:
+        with pytest.raises(UserError, match="row 4"):
+            load_corpus(data)

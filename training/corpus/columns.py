@@ -17,6 +17,11 @@ def choose_text_columns(table: Table, wanted: list[str] | None, label_column_nam
     _require_column(table, label_column_name, "data.label_column_name")
     for name in wanted or []:
         _require_column(table, name, "data.text_column_names")
+    if label_column_name in (wanted or []):
+        raise UserError(
+            f"data.text_column_names holds the label column {label_column_name!r}: the answer would stand in the text. "
+            "Leave it out, or set data.label_column_name."
+        )
     if wanted:
         return wanted
     others = [name for name in table.column_names if name != label_column_name]
@@ -71,6 +76,8 @@ def _text_of(value: Any) -> str:
     """Return a cell as text; "" for a missing one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="surrogateescape")  # what is no text is refused with its row
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

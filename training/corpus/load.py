@@ -25,8 +25,10 @@ def load_corpus(data: DataSpec) -> Corpus:
     for split in ("validation", "test"):
         if split in tables and columns.is_unlabelled(tables[split], data.label_column_name):
             removed[f"{split}: rows without labels"] = tables.pop(split).num_rows
-    label_names = _label_names(tables["train"], data.label_column_name)
-    splits = {split: _read_split(split, table, text_columns, label_names, data) for split, table in tables.items()}
+    present, label_names = _label_names(tables["train"], data.label_column_name)
+    splits = {
+        split: _read_split(split, table, text_columns, present, label_names, data) for split, table in tables.items()
+    }
     overlap = set(splits["train"].texts) & set(splits["test"].texts) if "test" in splits else set()
     made = "as given"
     if "validation" not in splits:
@@ -107,23 +109,25 @@ def _read_dataset(name: str, data: DataSpec) -> dict[str, Table]:
     return read_folder(folder) if folder.is_dir() else read_hub(name, data.dataset_config_name)
 
 
-def _label_names(train: Table, column_name: str) -> list[str]:
-    """Return the classes in order: a ClassLabel's own, else those of train as people count."""
+def _label_names(train: Table, column_name: str) -> tuple[set[str], list[str]]:
+    """Return the classes train has, and all in order: a ClassLabel's own, else those of train as people count."""
     present = columns.natural_order(columns.read_labels(train, column_name))
     if len(present) < 2:
         raise UserError(
             f"{train.source}: every {column_name} is {present[0]!r}. A classifier needs two classes or more; "
             "check data.label_column_name and the rows."
         )
-    return train.class_names.get(column_name, present)
+    return set(present), train.class_names.get(column_name, present)
 
 
-def _read_split(name: str, table: Table, text_columns: list[str], label_names: list[str], data: DataSpec) -> Split:
+def _read_split(
+    name: str, table: Table, text_columns: list[str], present: set[str], label_names: list[str], data: DataSpec
+) -> Split:
     """Return the checked texts and labels of one Table."""
     columns.choose_text_columns(table, text_columns, data.label_column_name)
     names = columns.read_labels(table, data.label_column_name)
     index = {label: position for position, label in enumerate(label_names)}
-    _refuse_unknown_labels(name, table, names, index)
+    _refuse_unknown_labels(name, table, names, present)
     numbers = table.row_numbers or range(1, table.num_rows + 1)
     return Split(
         ids=[f"{name}:{number}" for number in numbers],
@@ -132,9 +136,9 @@ def _read_split(name: str, table: Table, text_columns: list[str], label_names: l
     )
 
 
-def _refuse_unknown_labels(split: str, table: Table, names: list[str], index: dict[str, int]) -> None:
+def _refuse_unknown_labels(split: str, table: Table, names: list[str], present: set[str]) -> None:
     """Refuse labels that train does not have."""
-    unknown = [row for row, label in enumerate(names) if label not in index]
+    unknown = [row for row, label in enumerate(names) if label not in present]
     if unknown:
         label = names[unknown[0]]
         count = sum(names[row] == label for row in unknown)
@@ -142,7 +146,7 @@ def _refuse_unknown_labels(split: str, table: Table, names: list[str], index: di
         also = f" (also {', '.join(map(repr, others[:5]))})" if others else ""
         raise UserError(
             f"{table.source} {table.place(unknown[0])}: {split} has label {label!r} in {count} row(s), "
-            f"train has none{also}{nearest(label, index) or '.'} "
+            f"train has none{also}{nearest(label, present) or '.'} "
             "Correct the label, remove the rows, or add some of that class to train."
         )
 
