@@ -38,6 +38,7 @@ from training.model import (
     can_pack,
     load_base,
     load_config,
+    resolve_checkpoint,
     use_packed_attention,
 )
 from training.packing import PackedClassifier
@@ -69,6 +70,8 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
 
     config, source = read_deepspeed_config(spec.deepspeed)
     refuse_impossible(spec, config)
+    # Before the ranks join: transformers saves a model on rank 0 of a group only, and any rank may be the first here.
+    resolve_checkpoint(spec.model, lambda message: recorder.event("log", message=message))
     device = start_process_group(ranks)
     try:
         _phase(recorder, ranks, "loading data")

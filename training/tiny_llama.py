@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.cache import cached
 from training.corpus.docstrings import docstrings_key, pretraining_texts
+from training.errors import ShoalError
 from training.schedule import learning_rate
 from training.spec import TrainingSpec
 
@@ -54,6 +55,8 @@ def _make(folder: Path, report: Callable[[str], None]) -> None:
         _pretrain(model, _rows(tokenizer, texts), report)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if not (folder / "config.json").is_file():
+        raise ShoalError("transformers saved no model: builtin:tiny-llama is made before ranks join, or by one of them")
 
 
 def _config() -> LlamaConfig:

@@ -73,8 +73,9 @@ def test_bf16_micro_batches_add_up_as_one_batch_does(
 ) -> None:
     sizes = ("--per_device_train_batch_size=1", "--gradient_accumulation_steps=8")
     train(job_flags, tmp_path, "--bf16=true", *sizes, f"--deepspeed=ds_configs/{config}.json")
-    # bf16 rounds each layer to 1 part in 256; a micro-batch left out or counted twice differs by far more.
-    np.testing.assert_allclose(losses(tmp_path), reference[0], rtol=5e-2)
+    # bf16 rounds each layer to 1 part in 256, and steps this large make more of it with each; a micro-batch left out or
+    # counted twice differs by far more at once.
+    np.testing.assert_allclose(losses(tmp_path)[:5], reference[0][:5], rtol=2e-2)
 
 
 def test_a_job_learns_and_leaves_what_anybody_can_load(
