@@ -99,12 +99,19 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert (workplace / "outputs/tiny/jobs/raises.old-1/failure.json").exists()
 
 
+def _hear_ctrl_c() -> None:
+    """Undo what a script that runs the tests in the background leaves to its children: SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> None:
     study = write_study(workplace, lora={"r": fake_rank.WAITS}, num_ranks=2)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])}
     command = [sys.executable, "-m", "fake_rank", str(study)]
     with (workplace / "out.txt").open("w") as out:
-        launcher = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        launcher = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, start_new_session=True, preexec_fn=_hear_ctrl_c
+        )
     checkpoint = workplace / "outputs/tiny/jobs/job/checkpoints/step-000001/state.json"
     while not checkpoint.exists():
         assert launcher.poll() is None, (workplace / "out.txt").read_text()
