@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from launcher.expand import StudyJob
+from training.disk import alone_in
 from training.errors import UserError
 from training.parse import read_yaml
 from training.result import RunResult, read_result, write_json
@@ -58,15 +58,8 @@ class StudyFolder:
     def locked(self) -> Iterator[None]:
         """Keep a second `shoal run` of the same study out."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.root / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another shoal run is working in {self.root}. Wait for it, or stop it.") from None
-        try:
+        with alone_in(self.root, "shoal run"):
             yield
-        finally:
-            lock.release()
 
     def finished(self, job: StudyJob) -> RunResult | None:
         """Return the job's result where the folder holds one of these very settings."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 # `deepspeed training/main.py` puts training/ first on the path, where our modules would shadow libraries.
@@ -23,6 +22,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
+from training.disk import alone_in  # noqa: E402
 from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, ShoalError, UserError, describe_os_error  # noqa: E402
 from training.flags import parse_flags  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
@@ -88,24 +88,8 @@ def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
 
     ranks = Ranks.from_environment()
     recorder: Recorder = TerminalRecorder(folder)
-    with alone_in(folder) if ranks.is_main else nullcontext():
+    with alone_in(folder, "job") if ranks.is_main else nullcontext():
         return run_job(spec, ranks, recorder, folder)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second job out of the folder; the lock ends with its process."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"another job is working in {folder}. Wait for it, or choose another --output_dir.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class TerminalRecorder(FolderRecorder):
