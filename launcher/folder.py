@@ -5,7 +5,8 @@ outputs/<study>/
     baselines.json       key of the data -> baselines
     report.json, report.md
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
-                         predictions.parquet, and last result.json (success) or failure.json
+                         plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
+                         failure.json
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from launcher.expand import StudyJob
 from training.disk import alone_in
 from training.errors import UserError
 from training.parse import read_yaml
+from training.plan import Plan, write_plan
 from training.result import RunResult, read_result, write_json
 
 Baselines = dict[str, list[dict[str, Any]]]
@@ -107,6 +109,10 @@ class StudyFolder:
         (folder / "job.yaml").write_text(text, encoding="utf-8")
         (folder / "fingerprint").write_text(fingerprint(job) + "\n", encoding="utf-8")
         (folder / "failure.json").unlink(missing_ok=True)
+
+    def write_plan(self, job: StudyJob, plan: Plan) -> None:
+        """Write plan.json, which the job's next try begins with."""
+        write_plan(self.jobs / job.name, job.spec, plan)
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json for a success and failure.json for a failure."""

@@ -66,8 +66,10 @@ class Inbox:
         _delete(self.jobs_folder / job / relative_path)
 
     def list_files(self, job: str, folder: str) -> list[str]:
-        """Return the paths of all files under a folder of the job, relative to the job."""
+        """Return the paths of all files under a folder of the job, relative to the job; of a file its own."""
         root = self.jobs_folder / job
+        if (root / folder).is_file():
+            return [folder]
         return sorted(str(path.relative_to(root)) for path in (root / folder).rglob("*") if path.is_file())
 
     def read(self, job: str, relative_path: str, offset: int) -> bytes:
@@ -113,7 +115,7 @@ class RayRecorder:
         self._call("remove", relative_path)
 
     def fetch(self, folder: str, workdir: Path) -> None:
-        """Bring a folder of the job (its checkpoints) from the study folder to `workdir`."""
+        """Bring a folder or file of the job (its checkpoints), if there is one, from the study folder to `workdir`."""
         for name in self._call("list_files", folder):
             target = workdir / name
             target.parent.mkdir(parents=True, exist_ok=True)

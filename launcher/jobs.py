@@ -17,6 +17,7 @@ from launcher.schedule import Placement, place
 from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RankActor, RunJob, collect_logs, compute_baselines, prepare_jobs
+from training.plan import Plan, RetryWith
 from training.result import RunResult
 
 POLL_SECONDS = 0.5
@@ -215,6 +216,10 @@ class JobRunner:
         if running in self.collecting.values():
             return
         self._take_events()
+        plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
+        if plans:
+            self._try_again(running.job, Plan(**plans[0]))
+            return
         failed = [(rank, answer) for rank, answer in sorted(running.outcomes.items()) if not answer["ok"]]
         result = running.outcomes.get(0, {}).get("result")
         if failed:
@@ -231,6 +236,13 @@ class JobRunner:
                     RunResult(**result), name=shown.name, settings=shown.to_dict(), fingerprint=fingerprint(running.job)
                 )
             )
+
+    def _try_again(self, job: StudyJob, plan: Plan) -> None:
+        """Let a job that ran out of memory go on from its newest checkpoint, with a plan that needs less."""
+        self.folder.write_plan(job, plan)
+        self.view.say(f"{job.name}: {RetryWith(plan)}")
+        self.states[job.name].status = "waiting"
+        self.waiting.insert(0, job)
 
     def _end(self, result: RunResult) -> None:
         """Keep a job's result or failure."""

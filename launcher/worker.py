@@ -13,11 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launcher.inbox import RayRecorder, SilentRecorder
 from training.errors import ShoalError, UserError
+from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port
 from training.recorder import Recorder
 from training.result import RunResult
@@ -27,7 +29,8 @@ LOG_TAIL_LINES = 30
 
 RunJob = Callable[[JobSpec, Ranks, Recorder, Path], "RunResult | None"]
 Outcome = dict[str, Any]
-"""{"ok": True, "result": RunResult.to_dict() or None} or {"ok": False, "error": text, "is_user_error": bool}."""
+"""{"ok": True, "result": RunResult.to_dict() or None} or {"ok": False, "error": text, "is_user_error": bool}; also
+"plan" where a job ran out of memory and may go on with this smaller one."""
 
 
 class RankActor:
@@ -68,11 +71,14 @@ class RankActor:
                 recorder = sender = RayRecorder(inbox, spec.name)
                 sender.event("phase", phase="starting")
                 sender.fetch("checkpoints", self.workdir)
+                sender.fetch(PLAN_FILE, self.workdir)
             if run_job is None:
                 from training.rank import run_job as trainer
 
                 run_job = trainer
             result = run_job(spec, place, recorder, self.workdir)
+        except RetryWith as retry:
+            return {"ok": False, "error": str(retry), "is_user_error": False, "plan": asdict(retry.plan)}
         except ShoalError as error:
             return {"ok": False, "error": str(error), "is_user_error": isinstance(error, UserError)}
         except Exception as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training.deepspeed_config import fit_buckets, offloads_optimizer
 from training.errors import UserError
+from training.memory import OutOfMemory
 from training.ranks import Ranks
 from training.spec import TrainingSpec
 
@@ -47,10 +48,21 @@ def start_process_group(ranks: Ranks) -> torch.device:
     return device
 
 
-def stop_process_group() -> None:
-    """Leave the group, if this process is in one."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+@contextmanager
+def process_group(ranks: Ranks) -> Iterator[torch.device]:
+    """Be in the job's group within this context; yields this rank's device.
+
+    A rank that is out of memory stays in: the others wait for it in a collective call, and leaving would wait for them.
+    """
+    leaves = True
+    try:
+        yield start_process_group(ranks)
+    except OutOfMemory:
+        leaves = False
+        raise
+    finally:
+        if leaves and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

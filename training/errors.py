@@ -2,7 +2,9 @@
 
 ShoalError
 |-- UserError          the input is at fault; the message says the fact, then the fix; exit status 2
-`-- VerificationError  Shoal's own check of what it wrote failed; the job fails, nothing is reported as good
+|-- VerificationError  Shoal's own check of what it wrote failed; the job fails, nothing is reported as good
+|-- OutOfMemory        memory ran out (training.memory); inside a job only
+`-- RetryWith          ... and a smaller plan may do (training.plan)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterable
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_STOPPED = 143
 
 
 class ShoalError(Exception):

@@ -4,7 +4,7 @@
     deepspeed [--num_gpus N] training/main.py --model_name_or_path X --train_file Y --deepspeed ds_configs/Z.json ...
     python training/main.py ...            # one rank
 
-Exit status: 0 the job succeeded, 1 it failed, 2 the input is at fault, 130 interrupted.
+Exit status: 0 the job succeeded, 1 it failed, 2 the input is at fault, 130 interrupted, 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,12 +23,21 @@ sys.path[:] = [
 ]
 
 from training.disk import alone_in  # noqa: E402
-from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, ShoalError, UserError, describe_os_error  # noqa: E402
+from training.errors import (  # noqa: E402
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    ShoalError,
+    UserError,
+    describe_os_error,
+)
 from training.flags import parse_flags  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 from training.recorder import FolderRecorder, Recorder  # noqa: E402
 from training.result import RunResult, read_result  # noqa: E402
 from training.spec import JobSpec  # noqa: E402
+from training.stop import Stopped, StopRequest  # noqa: E402
 
 GRACE_SECONDS = 5.0
 """How long other ranks wait before they exit on an error that every rank meets: the deepspeed launcher kills all
@@ -48,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print_result(finished, folder)
             return 0
         result = train_here(spec, folder)
+    except Stopped as stopped:
+        if is_main:
+            print(f"shoal: stopped {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         if is_main:
             print("shoal: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
@@ -84,12 +97,24 @@ def finished_result(folder: Path, spec: JobSpec) -> RunResult | None:
 
 def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
     """Run this rank in this process, writing into `folder`."""
+    from training.plan import RetryWith
     from training.rank import run_job
+    from training.restart import Restarter
 
     ranks = Ranks.from_environment()
     recorder: Recorder = TerminalRecorder(folder)
+    stop = StopRequest()
+    stop.listen()
+    restarter = Restarter(spec, ranks, folder)
     with alone_in(folder, "job") if ranks.is_main else nullcontext():
-        return run_job(spec, ranks, recorder, folder)
+        try:
+            return run_job(spec, ranks, recorder, folder, stop=stop, joined=restarter.watch)
+        except RetryWith as retry:
+            recorder.event("log", message=str(retry))
+            restarter.restart(retry.plan)
+        except Exception:
+            restarter.wait_if_under_way()
+            raise
 
 
 class TerminalRecorder(FolderRecorder):

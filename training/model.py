@@ -6,6 +6,7 @@ Mistral, SmolLM, TinyLlama, ...).
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.errors import UserError
 from training.packing import PACKED_ATTENTION
@@ -224,3 +226,13 @@ def use_packed_attention(model: Any) -> None:
     """Switch a loaded model to packed attention."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation(PACKED_ATTENTION)
+
+
+def recompute_activations(model: Any, share: float) -> None:
+    """Have backward recompute the activations of this share (0 to 1) of the layers, the first ones, not keep them."""
+    if not share:
+        return
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for layer in layers[math.ceil(share * len(layers)) :]:
+        layer.gradient_checkpointing = False

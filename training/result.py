@@ -41,6 +41,8 @@ class RunResult:
     """Trained parameters, precision, quantization, optimizer, ZeRO stage, offload, device."""
     adapter: dict[str, Any] = field(default_factory=dict)
     """Whether it was verified by reloading, and the largest difference of a logit."""
+    retries: list[dict[str, Any]] = field(default_factory=list)
+    """Each time the job ran out of memory: phase, step, error, and the sizes it went on with (Plan.retries)."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     error: dict[str, str] = field(default_factory=dict)

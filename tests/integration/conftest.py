@@ -74,15 +74,14 @@ def run_program(*arguments: str, num_ranks: int = 1, cwd: Path = CHECKOUT, **kwa
     return subprocess.run(command(*arguments, num_ranks=num_ranks), cwd=cwd, env=environment(), **kwargs)
 
 
-def command(*arguments: str, num_ranks: int = 1) -> list[str]:
+def command(*arguments: str, num_ranks: int = 1, program: Path = CHECKOUT / "training" / "main.py") -> list[str]:
     """Return the command line of a job."""
-    program = str(CHECKOUT / "training" / "main.py")
     if num_ranks == 1:
-        return [sys.executable, program, *arguments]
+        return [sys.executable, str(program), *arguments]
     from training.ranks import free_port
 
     launcher = str(Path(sys.executable).parent / "deepspeed")
-    return [launcher, "--num_gpus", str(num_ranks), "--master_port", str(free_port()), program, *arguments]
+    return [launcher, "--num_gpus", str(num_ranks), "--master_port", str(free_port()), str(program), *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -153,6 +154,26 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(
         assert weights[name].equal(tensor), name
     assert len(list((folder / "checkpoints").iterdir())) <= 3
     assert result.train["steps"] == 80
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_sigterm_saves_and_the_same_command_goes_on(num_ranks: int, job_flags: list[str], tmp_path: Path) -> None:
+    flags = [*job_flags, "--num_train_epochs=8", f"--per_device_train_batch_size={8 // num_ranks}"]
+    words = command(*flags, "--output_dir", str(tmp_path), num_ranks=num_ranks)
+    running = psutil.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "events.jsonl").exists() or not read_events(tmp_path, "step"):
+        assert running.poll() is None
+        time.sleep(0.01)
+    ranks = [process for process in [running, *running.children(recursive=True)] if "--output_dir" in process.cmdline()]
+    ranks[-1].terminate()  # one is enough: the others hear of it
+    _, errors = running.communicate()
+    assert running.returncode != 0 and "Traceback" not in errors, errors
+    said = re.search(r"stopped after step (\d+) of 80, which is saved", errors)
+    assert said is not None, errors
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()][-1] == f"step-{int(said[1]):06d}"
+    train(flags, tmp_path, num_ranks=num_ranks)
+    steps = [event["step"] for event in read_events(tmp_path, "step")]
+    assert steps == list(range(1, 81))  # nothing twice, nothing left out
 
 
 def test_a_checkpoint_goes_on_under_other_ranks_and_stages(job_flags: list[str], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ LAUNCHER = sorted((CHECKOUT / "launcher").rglob("*.py"))
 CONTRACT = {
     "training.spec",
     "training.parse",
+    "training.plan",
     "training.result",
     "training.recorder",
     "training.errors",

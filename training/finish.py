@@ -1,0 +1,133 @@
+"""What a trained model leaves behind: adapter, predictions, result, and the proof that the adapter loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from training import __version__
+from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
+from training.engine import load_trainable
+from training.evaluation import compute_metrics
+from training.material import Material
+from training.memory import memory_watched, peak_memory_bytes
+from training.model import load_base, load_config
+from training.plan import Plan
+from training.predictions import write_predictions
+from training.ranks import Ranks
+from training.recorder import Recorder
+from training.result import RunResult, write_json
+from training.run import TrainingRun, TrainingState
+from training.spec import JobSpec
+
+ADAPTER = "adapter"
+
+VERIFIED_TEXTS = 8
+"""Texts whose logits are compared after reloading the adapter."""
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "scikit-learn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a trained model leaves behind."""
+
+    logits: dict[str, Any]
+    """Split -> [texts, num_labels]."""
+    peak_memory: dict[str, int]
+    train_facts: dict[str, Any]
+
+
+def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcome:
+    """Put the best weights back, save them, evaluate validation and, once, test. All ranks call it."""
+    load_trainable(run.engine.module, state.best_weights)
+    with memory_watched("evaluation", state.step):
+        logits = {name: run.logits(split) for name, split in material.splits.items() if name != "train"}
+    memory = torch.tensor(list(peak_memory_bytes().values()), device=run.device)
+    if run.ranks.world_size > 1:
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    gpu, host = memory.tolist()
+    if run.ranks.is_main:
+        weights = {name.removeprefix("classifier."): value for name, value in state.best_weights.items()}
+        save_adapter(run.engine.module.classifier, weights, material.tokenizer, material.config, run.workdir / ADAPTER)
+        check_saved_values(run.workdir / ADAPTER, weights)
+    run.engine.destroy()
+    samples = min(state.step * run.global_batch_size, round(state.step / run.steps_per_epoch * len(run.train)))
+    return Outcome(
+        logits=logits,
+        peak_memory={"gpu_bytes": gpu, "host_bytes": host},
+        train_facts={
+            "steps": state.step,
+            "epochs": round(state.step / run.steps_per_epoch, 4),
+            "best_epoch": state.best_epoch,
+            "stopped_early": state.step < run.num_steps,
+            "final_loss": state.last_loss,
+            "seconds": state.seconds,
+            "samples_per_second": samples / state.seconds if state.seconds else 0.0,
+        },
+    )
+
+
+def conclude(
+    spec: JobSpec,
+    ranks: Ranks,
+    recorder: Recorder,
+    workdir: Path,
+    material: Material,
+    state: TrainingState,
+    outcome: Outcome,
+    facts: dict[str, Any],
+    plan: Plan,
+    device: torch.device,
+) -> RunResult:
+    """Prove that the saved adapter loads, write predictions and result. Rank 0 alone, the model gone from memory."""
+    folder = workdir / ADAPTER
+    # A base that was trained in slices or from host memory may not fit a card whole.
+    place = torch.device("cpu") if facts["zero_stage"] == 3 else device
+    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place)
+    evaluated = {name: (material.splits[name], logits) for name, logits in outcome.logits.items()}
+    write_predictions(workdir / "predictions.parquet", evaluated, material.corpus.label_names)
+    metrics = {name: compute_metrics(logits, material.splits[name].labels) for name, logits in outcome.logits.items()}
+    result = RunResult(
+        name=spec.name,
+        status="succeeded",
+        settings=spec.to_dict(),
+        fingerprint=spec.fingerprint(),
+        num_ranks=ranks.world_size,
+        untrained_validation=state.untrained,
+        validation=metrics["validation"],
+        test=metrics.get("test", {}),
+        train=outcome.train_facts,
+        peak_memory=outcome.peak_memory,
+        data=material.corpus.facts,
+        model=facts,
+        adapter=verified,
+        retries=plan.retries,
+        versions={"shoal": __version__, **{package: version(package) for package in PACKAGES}},
+    )
+    write_json(workdir / "result.json", result.to_dict())
+    recorder.save(ADAPTER, folder)
+    recorder.save("predictions.parquet", workdir / "predictions.parquet")
+    recorder.event("result", validation=result.validation, test=result.test)
+    recorder.save("result.json", workdir / "result.json")
+    return result
+
+
+def verify_adapter(
+    spec: JobSpec, material: Material, folder: Path, trained: Any, device: torch.device
+) -> dict[str, Any]:
+    """Reload the saved adapter onto a fresh base and compare logits; raise VerificationError on a difference."""
+    split = material.splits["validation"]
+    num_texts = min(VERIFIED_TEXTS, len(split))
+    config = load_config(spec.model, material.checkpoint, material.corpus.label_names)
+    config.pad_token_id = material.tokenizer.pad_token_id
+    torch.cuda.empty_cache()
+    base = load_base(spec.model, material.checkpoint, config, material.dtype, device)
+    reloaded = reloaded_logits(base, folder, split, num_texts, device)
+    return compare_logits(reloaded, np.asarray(trained[:num_texts]), material.dtype)

@@ -1,0 +1,99 @@
+"""How a job's work is cut to fit memory. A plan changes nothing of what is learnt; a retry makes a new one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from training.errors import ShoalError
+from training.result import write_json
+from training.spec import JobSpec
+
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The sizes a job runs with: those of its spec at first, smaller ones after it ran out of memory."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    per_device_eval_batch_size: int
+    recomputed_layers: float
+    """Share of the layers whose activations are recomputed in backward (gradient checkpointing), 0 to 1."""
+    retries: list[dict[str, Any]] = field(default_factory=list)
+    """What each earlier plan ran into: phase, step, error, and `changes` as {setting: [from, to]}."""
+
+    @staticmethod
+    def of(spec: JobSpec) -> Plan:
+        """Return what the spec asks for."""
+        training = spec.training
+        return Plan(
+            per_device_train_batch_size=training.per_device_train_batch_size,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            per_device_eval_batch_size=training.per_device_eval_batch_size,
+            recomputed_layers=float(training.gradient_checkpointing),
+        )
+
+    def deepspeed_sizes(self) -> dict[str, int]:
+        """Return the keys of DeepSpeed's JSON that hold these sizes."""
+        return {
+            "train_micro_batch_size_per_gpu": self.per_device_train_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+        }
+
+    def smaller(self, phase: str, step: int, error: str) -> Plan | None:
+        """Return the plan to try after running out of memory; None where nothing is left to give up.
+
+        Micro-batches are halved and added up twice as many times, so that the global batch stays; at one text a
+        micro-batch half of the layers are recomputed in backward, then all.
+        """
+        changes = self._smaller_evaluation() if phase == "evaluation" else self._smaller_training()
+        if not changes:
+            return None
+        said = {name: [getattr(self, name), value] for name, value in changes.items()}
+        retry = {"phase": phase, "step": step, "error": error, "changes": said}
+        return replace(self, **changes, retries=[*self.retries, retry])
+
+    def _smaller_training(self) -> dict[str, Any]:
+        texts = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        fitting = [size for size in range(1, self.per_device_train_batch_size // 2 + 1) if texts % size == 0]
+        if fitting:
+            return {"per_device_train_batch_size": fitting[-1], "gradient_accumulation_steps": texts // fitting[-1]}
+        if self.recomputed_layers < 1:
+            return {"recomputed_layers": 0.5 if self.recomputed_layers < 0.5 else 1.0}
+        return {}
+
+    def _smaller_evaluation(self) -> dict[str, Any]:
+        half = self.per_device_eval_batch_size // 2
+        return {"per_device_eval_batch_size": half} if half else {}
+
+
+class RetryWith(ShoalError):
+    """The job ran out of memory and can go on from its newest checkpoint with a smaller plan, in fresh processes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        last = plan.retries[-1]
+        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in last["changes"].items())
+        super().__init__(f"out of memory in {last['phase']}, step {last['step']}; trying again with {changes}")
+
+
+def read_plan(workdir: Path, spec: JobSpec) -> Plan:
+    """Return the plan an earlier try of the job left in its folder, else the spec's own.
+
+    A plan of other sizes than the spec's is void: the user has chosen anew.
+    """
+    first = Plan.of(spec)
+    try:
+        content = json.loads((workdir / PLAN_FILE).read_text(encoding="utf-8"))
+        return Plan(**content["plan"]) if content["spec"] == asdict(first) else first
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: memory is the judge again
+        return first
+
+
+def write_plan(workdir: Path, spec: JobSpec, plan: Plan) -> None:
+    """Keep a plan for the next try."""
+    write_json(workdir / PLAN_FILE, {"spec": asdict(Plan.of(spec)), "plan": asdict(plan)})

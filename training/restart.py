@@ -1,0 +1,107 @@
+"""Out of memory: all ranks of a job leave together and begin again in fresh processes, with a smaller plan.
+
+For jobs under `deepspeed` or plain `python`; under Ray the launcher starts new actors instead. A rank that runs out of
+memory leaves the others waiting in a collective call, which no exception can reach. So each rank has a thread that
+watches the group's key-value store, and replaces its process by a fresh one (exec) when a rank says so there. The
+process numbers stay, so the deepspeed launcher notices nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from training.plan import Plan, write_plan
+from training.ranks import Ranks
+from training.spec import JobSpec
+
+PLAN_KEY, SEEN_KEY = "shoal/plan", "shoal/plan_seen"
+POLL_SECONDS = 0.3
+PATIENCE_SECONDS = 30.0
+"""How long ranks wait for each other before they go on regardless."""
+
+
+class Restarter:
+    """This rank's part in starting a job anew."""
+
+    def __init__(self, spec: JobSpec, ranks: Ranks, workdir: Path) -> None:
+        self.spec, self.ranks, self.workdir = spec, ranks, workdir
+        self.store: TCPStore | None = None
+        self.under_way = threading.Event()
+
+    def watch(self) -> None:
+        """Begin to watch for a rank that is out of memory; call it once the ranks have joined."""
+        if self.ranks.world_size == 1:
+            return
+        self.store = self._connect()
+        threading.Thread(target=self._watch, args=(self._connect(),), name="restarter", daemon=True).start()
+
+    def restart(self, plan: Plan) -> NoReturn:
+        """Begin again with `plan`, on every rank."""
+        if self.store is None:
+            write_plan(self.workdir, self.spec, plan)
+            begin_again()
+        self.store.set(PLAN_KEY, json.dumps(asdict(plan)))
+        self.under_way.set()
+        self.wait_if_under_way()
+        raise RuntimeError("the watching thread has not replaced this process")
+
+    def wait_if_under_way(self) -> None:
+        """Wait to be replaced if a restart is under way: what a rank meets then is that the others have gone."""
+        if self.under_way.is_set():
+            time.sleep(4 * PATIENCE_SECONDS)
+
+    def _connect(self) -> TCPStore:
+        ranks = self.ranks
+        return TCPStore(
+            ranks.master_addr, ranks.master_port, is_master=False, wait_for_workers=False,
+            timeout=timedelta(seconds=PATIENCE_SECONDS),
+        )  # fmt: skip
+
+    def _watch(self, store: TCPStore) -> None:
+        try:
+            while not store.check([PLAN_KEY]):
+                time.sleep(POLL_SECONDS)
+            plan = Plan(**json.loads(store.get(PLAN_KEY)))
+        except RuntimeError:  # the first rank has ended, and the store with it
+            return
+        self.under_way.set()
+        if self.ranks.is_main:
+            write_plan(self.workdir, self.spec, plan)
+            self._await(lambda: store.add(SEEN_KEY, 0) >= self.ranks.world_size - 1)
+        else:
+            with suppress(RuntimeError):
+                store.add(SEEN_KEY, 1)
+                # Whoever comes back before the first rank has gone would join the old group.
+                self._await(lambda: not store.check([PLAN_KEY]))
+        begin_again()
+
+    @staticmethod
+    def _await(holds: Callable[[], bool]) -> None:
+        """Poll until `holds()` is true, but not for ever."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+def begin_again() -> NoReturn:
+    """Replace this process by a fresh one with the same command, number and environment."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for entry in Path("/proc/self/fd").iterdir():  # sockets of the old group must not live on; the terminal's must
+        with suppress(OSError):
+            if int(entry.name) > 2:
+                fcntl.fcntl(int(entry.name), fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    os.execv(sys.executable, sys.orig_argv)
