@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.deepspeed_config import fit_buckets, offloads_optimizer
 from training.errors import UserError
@@ -128,6 +129,8 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 
     parameters = list(trainable_parameters(model).values())
     config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
+    if config["zero_optimization"].get("stage") == 3:
+        gather_layer_by_layer(model)
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
     except (ValueError, AssertionError, NotImplementedError) as error:
@@ -136,6 +139,15 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
             f"DeepSpeed refuses the settings of the deepspeed file: {reason}. Mend or remove them."
         ) from error
     return engine
+
+
+def gather_layer_by_layer(model: nn.Module) -> None:
+    """Have ZeRO-3 gather a whole layer at once: few large transfers, and a layer may use its parts' weights itself."""
+    from deepspeed.utils import set_z3_leaf_modules
+
+    classes = {type(part) for part in model.modules() if isinstance(part, GradientCheckpointingLayer)}
+    if classes:
+        set_z3_leaf_modules(model, list(classes))
 
 
 def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Any:

@@ -1,8 +1,9 @@
 """Batches without padding: texts laid end to end in one row, attention kept within each text.
 
 A LLaMA layer treats tokens one by one except in attention, so all but attention runs on the packed row. Attention
-folds the row into one padded row a text. Right padding needs no mask there: under causal attention no token of a text
-sees what comes after it, and the padded positions' outputs are dropped again.
+folds texts of about the same length into padded rows. Right padding needs no mask there: under causal attention no
+token of a text sees what comes after it, and the padded positions' outputs are dropped again. On CUDA, PyTorch's
+variable-length kernel attends to the packed row itself. The last layer only has to know each text's last token.
 """
 
 from __future__ import annotations
@@ -16,45 +17,132 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from training.varlen import varlen_attention, varlen_works
+
 PACKED_ATTENTION = "shoal_packed"
 CPU_BF16_TOKENS = 256
 """Length of a text from which bf16 attention is the faster one on a CPU (AVX512-bf16, torch 2.13)."""
+ROW_MULTIPLE = 64
+"""A packed row is filled up to a multiple of this many tokens. Matrix products are faster on shapes seen before: oneDNN
+compiles each new one, and a card's allocator finds a freed block that fits."""
+SHORTEST_SHARE = 0.75
+"""Texts are folded together down to this share of the longest: attention's work grows with the square of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """Where each token of a packed row belongs. T tokens in all, B texts, the longest of L tokens."""
+    """Where each token of a packed row belongs. B texts of T tokens in all, then a tail up to P tokens that no text has
+    and nothing reads; R padded positions in attention."""
 
-    num_texts: int
-    max_length: int
+    lengths: list[int]
+    """Tokens of each text."""
+    groups: list[tuple[int, int]]
+    """(texts, tokens of the longest) of each group of neighbours that are folded together; they make up R."""
     fold_index: Tensor
-    """[B * L]: the packed position of each padded position; padding points at the text's last token."""
+    """[R]: the packed position of each padded position; padding points at the text's last token."""
     unfold_index: Tensor
     """[T]: the padded position of each packed position."""
     position_ids: Tensor
-    """[1, T]: 0, 1, 2, ... within each text."""
+    """[1, P]: 0, 1, 2, ... within each text; 0 in the tail."""
     last_index: Tensor
     """[B]: packed position of each text's last token, the one a causal classifier reads."""
+    ends: Tensor
+    """[B + 1] int32: 0 and the end of each text in the packed row; [B + 2] where there is a tail."""
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device) -> Packing:
         """Lay out texts of these many tokens."""
+        groups = group_lengths(lengths)
         length = torch.tensor(lengths)
-        ends = torch.cumsum(length, 0)
-        starts = ends - length
-        longest = int(length.max())
-        column = torch.arange(longest)
-        fold = starts[:, None] + torch.minimum(column[None, :], (length - 1)[:, None])
-        text_of_token = torch.repeat_interleave(torch.arange(len(lengths)), length)
-        position = torch.arange(int(ends[-1])) - starts[text_of_token]
-        return Packing(
-            num_texts=len(lengths),
-            max_length=longest,
-            fold_index=fold.reshape(-1).to(device, non_blocking=True),
-            unfold_index=(text_of_token * longest + position).to(device, non_blocking=True),
-            position_ids=position[None].to(device, non_blocking=True),
-            last_index=(ends - 1).to(device, non_blocking=True),
+        ends = F.pad(torch.cumsum(length, 0), (1, 0))
+        width = torch.repeat_interleave(
+            torch.tensor([size for _, size in groups]), torch.tensor([n for n, _ in groups])
         )
+        row_starts = torch.cumsum(width, 0) - width
+        text_of_row = torch.repeat_interleave(torch.arange(len(lengths)), width)
+        column = torch.arange(int(width.sum())) - row_starts[text_of_row]
+        fold = ends[:-1][text_of_row] + torch.minimum(column, (length - 1)[text_of_row])
+        text_of_token = torch.repeat_interleave(torch.arange(len(lengths)), length)
+        num_tokens = int(ends[-1])
+        position = torch.arange(num_tokens) - ends[:-1][text_of_token]
+        tail = -num_tokens % ROW_MULTIPLE
+
+        def there(index: Tensor) -> Tensor:
+            return index.to(device, non_blocking=True)
+
+        return Packing(
+            lengths=list(lengths),
+            groups=groups,
+            fold_index=there(fold),
+            unfold_index=there(row_starts[text_of_token] + position),
+            position_ids=there(F.pad(position, (0, tail))[None]),
+            last_index=there(ends[1:] - 1),
+            ends=there(F.pad(ends, (0, 1), value=num_tokens + tail).int() if tail else ends.int()),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """P, the tokens of the packed row with its tail."""
+        return self.position_ids.shape[1]
+
+    def fold(self, states: Tensor) -> list[Tensor]:
+        """Return [1, heads, P, D] as one [texts, heads, tokens, D] a group."""
+        rows: Tensor = _Fold.apply(states[0].transpose(0, 1), self)  # type: ignore[no-untyped-call]
+        parts = torch.split(rows, [num_texts * longest for num_texts, longest in self.groups])
+        return [
+            part.view(*group, *part.shape[1:]).transpose(1, 2) for part, group in zip(parts, self.groups, strict=True)
+        ]
+
+
+def group_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (texts, longest) of each run of neighbours no shorter than a share of the run's first."""
+    groups: list[tuple[int, int]] = []
+    for length in lengths:
+        if groups and SHORTEST_SHARE * groups[-1][1] <= length <= groups[-1][1]:
+            groups[-1] = (groups[-1][0] + 1, groups[-1][1])
+        else:
+            groups.append((1, length))
+    return groups
+
+
+class _Fold(torch.autograd.Function):
+    """Packed rows [P, ...] to padded ones [R, ...].
+
+    Nothing that is kept depends on padding, so its gradient is zero and backward need not add it up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:
+        ctx.packing = packing
+        return rows.index_select(0, packing.fold_index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _with_tail(gradient, ctx.packing), None
+
+
+class _Unfold(torch.autograd.Function):
+    """Padded rows [R, ...] to packed ones [P, ...], zeros in the tail."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packing: Packing) -> Tensor:
+        ctx.packing, ctx.num_rows = packing, len(rows)
+        return _with_tail(rows, packing)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        index = ctx.packing.unfold_index
+        rows = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:])
+        return rows.index_copy_(0, index, gradient[: len(index)]), None
+
+
+def _with_tail(rows: Tensor, packing: Packing) -> Tensor:
+    """Pick the texts' tokens out of padded rows [R, ...] -> [P, ...], zeros in the tail."""
+    num_tokens = len(packing.unfold_index)
+    packed = rows.new_empty(packing.num_tokens, *rows.shape[1:])
+    torch.index_select(rows, 0, packing.unfold_index, out=packed[:num_tokens])
+    packed[num_tokens:] = 0
+    return packed
 
 
 def packed_attention(
@@ -71,29 +159,42 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of a packed row, text by text.
 
-    query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D]; an attention function in the sense of
-    transformers' AttentionInterface.
+    query [1, H, P, D], key and value [1, H_kv, P, D] -> [1, P, H, D]; an attention function in the sense of
+    transformers' AttentionInterface. In the last layer only the rows of `packing.last_index` are right, the others 0.
     """
+    last_only = getattr(module, "shoal_last_only", False)
+    if varlen_works(query):
+        last_index = packing.last_index if last_only else None
+        return varlen_attention(query, key, value, packing.ends, packing.lengths, last_index, scaling), None
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    if last_only:
+        return _last_attention(query, key, value, packing, options), None
+    outputs = []
+    for q, k, v in zip(packing.fold(query), packing.fold(key), packing.fold(value), strict=True):
+        # PyTorch's bf16 attention is two to four times slower than its fp32 one on a CPU while texts are short.
+        in_fp32 = q.device.type == "cpu" and q.shape[2] < CPU_BF16_TOKENS
+        dtype = torch.float32 if in_fp32 else q.dtype
+        output = F.scaled_dot_product_attention(
+            q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=dropout, is_causal=True, **options
+        )
+        outputs.append(output.to(q.dtype).transpose(1, 2).flatten(0, 1))
+    return _Unfold.apply(torch.cat(outputs), packing)[None], None  # type: ignore[no-untyped-call]
 
-    def fold(states: Tensor) -> Tensor:
-        heads, _, size = states.shape[1:]
-        rows = states[0].index_select(1, packing.fold_index)
-        return rows.view(heads, packing.num_texts, packing.max_length, size).transpose(0, 1)
 
-    # PyTorch's bf16 attention is two to four times slower than its fp32 one on a CPU while texts are short.
-    in_fp32 = query.device.type == "cpu" and packing.max_length < CPU_BF16_TOKENS
-    dtype = torch.float32 if in_fp32 else query.dtype
-    output = F.scaled_dot_product_attention(
-        fold(query).to(dtype),
-        fold(key).to(dtype),
-        fold(value).to(dtype),
-        dropout_p=dropout,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    rows = output.to(query.dtype).transpose(1, 2).reshape(-1, output.shape[1], output.shape[3])
-    return rows.index_select(0, packing.unfold_index)[None], None
+def _last_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, options: dict[str, Any]) -> Tensor:
+    """Attention of each text's last token alone, as [1, P, H, D] with zeros elsewhere."""
+    queries = query[0].transpose(0, 1).index_select(0, packing.last_index)[:, :, None]
+    outputs = []
+    first = 0
+    for k, v in zip(packing.fold(key), packing.fold(value), strict=True):
+        num_texts, longest = len(k), k.shape[2]
+        length = torch.tensor(packing.lengths[first : first + num_texts], device=k.device)
+        mask = (torch.arange(longest, device=k.device) < length[:, None])[:, None, None]
+        q = queries[first : first + num_texts]
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[:, :, 0])
+        first += num_texts
+    rows = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
+    return rows.index_copy(0, packing.last_index, torch.cat(outputs))[None]
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
@@ -110,20 +211,53 @@ class PackedClassifier(nn.Module):
         self.classifier = classifier
         self.packed = packed
         """False for models whose attention cannot be packed: they get one padded row a text."""
+        self.packing: Packing | None = None
+        if packed:
+            self._last_layer_for_last_tokens()
+
+    @property
+    def inner(self) -> Any:
+        """The Hugging Face model."""
+        wrapped = hasattr(self.classifier, "get_base_model")
+        return self.classifier.get_base_model() if wrapped else self.classifier
+
+    def _last_layer_for_last_tokens(self) -> None:
+        """Have the last layer work on each text's last token alone where only that one is needed.
+
+        Keys and values come from all tokens. Behind attention each of the layer's parts gets the last tokens' rows and
+        has its output put back among zeros: no other row of it is ever read.
+        """
+        last = getattr(self.inner, self.inner.base_model_prefix).layers[-1]
+        last.self_attn.shoal_last_only = True
+        for part in (last.self_attn.o_proj, last.mlp):
+            part.register_forward_pre_hook(self._select)
+            part.register_forward_hook(self._put_back)
+
+    def _select(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        assert self.packing is not None
+        return (inputs[0].index_select(1, self.packing.last_index),)
+
+    def _put_back(self, _: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        assert self.packing is not None
+        rows = output.new_zeros(1, self.packing.num_tokens, output.shape[2])
+        return rows.index_copy(1, self.packing.last_index, output)
 
     def forward(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         """Return logits [B, num_labels] in fp32 of B texts given end to end as token ids [T]."""
-        inner = self.classifier.get_base_model() if hasattr(self.classifier, "get_base_model") else self.classifier
+        inner = self.inner
         backbone = getattr(inner, inner.base_model_prefix)
         packing = Packing.of(lengths, input_ids.device)
         if self.packed:
+            self.packing = packing  # kept for backward, which may compute layers again
+            row = F.pad(input_ids, (0, packing.num_tokens - len(input_ids)))
             states = backbone(
-                input_ids=input_ids[None], position_ids=packing.position_ids, packing=packing, use_cache=False
+                input_ids=row[None], position_ids=packing.position_ids, packing=packing, use_cache=False
             ).last_hidden_state[0]
+            last = states[packing.last_index]
         else:
-            rows = input_ids[packing.fold_index].view(packing.num_texts, packing.max_length)
-            column = torch.arange(packing.max_length, device=input_ids.device)
-            mask = (column[None] < torch.tensor(lengths, device=input_ids.device)[:, None]).long()
+            rows = torch.nn.utils.rnn.pad_sequence(list(torch.split(input_ids, packing.lengths)), batch_first=True)
+            length = torch.tensor(lengths, device=input_ids.device)
+            mask = (torch.arange(rows.shape[1], device=input_ids.device) < length[:, None]).long()
             padded = backbone(input_ids=rows, attention_mask=mask, use_cache=False).last_hidden_state
-            states = padded.flatten(0, 1)[packing.unfold_index]
-        return inner.score(states[packing.last_index]).float()  # type: ignore[no-any-return]
+            last = padded[torch.arange(len(length), device=input_ids.device), length - 1]
+        return inner.score(last).float()  # type: ignore[no-any-return]

@@ -24,6 +24,7 @@ from training.deepspeed_config import (
 from training.engine import build_optimizer, process_group, start_engine
 from training.errors import ShoalError
 from training.finish import conclude, finish
+from training.fused import fuse_layers
 from training.loop import train
 from training.material import Material, load_material
 from training.memory import OutOfMemory
@@ -154,6 +155,7 @@ def build_run(
     packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:
         use_packed_attention(peft_model)
+    fuse_layers(peft_model)
     recompute_activations(peft_model, plan.recomputed_layers)
     parameters = list(peft_model.parameters())
     facts = {
