@@ -97,9 +97,10 @@ def training_arguments(arguments: argparse.Namespace, output_dir: str) -> Traini
 
 def build_model(arguments: argparse.Namespace, tokenizer: Any, num_labels: int) -> Any:
     """Return the classifier with LoRA on every linear layer and the head trained in full."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        arguments.model, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=num_labels)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if len(tokenizer) > model.config.vocab_size:  # a pad token was added
+        model.resize_token_embeddings(len(tokenizer))
     lora = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=arguments.lora_r,
