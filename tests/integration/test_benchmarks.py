@@ -1,0 +1,55 @@
+"""The benchmarks run, in their smallest form on the tiny model. What they measure there means nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT
+
+
+@pytest.fixture
+def data(corpus: Path, tmp_path: Path) -> Path:
+    """The sentences of the tests in the place of AG News."""
+    file = tmp_path / "data" / "ag_news" / "train.csv"
+    file.parent.mkdir(parents=True)
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path / "data"
+
+
+def test_speed_measures_both_sides_and_repeats_nothing(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "benchmarks/speed.py", "--quick", "--repeat", "1", "--data", str(data),
+        "--data-sets", "ag_news", "--models", str(tiny_model), "--only", "shoal", "hf-usual", "--zero", "plain",
+        "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = tmp_path / "out" / "speed.json"
+    content = json.loads(results.read_text())
+    shoal, usual = sorted(content["cells"], key=lambda cell: cell["side"] == "hf-usual")
+    assert (shoal["side"], shoal["zero"], usual["side"], usual["zero"]) == ("shoal", "zero2", "hf-usual", "plain")
+    for cell in (shoal, usual):
+        assert cell["batch_size"] == 8 and cell["measured_steps"] == 3 and cell["model"] == tiny_model.name
+        # 24 texts of 3 to 25 words and a beginning
+        assert 24 * 4 <= cell["tokens"] <= 24 * 26
+        assert cell["tokens_per_second"] == pytest.approx(cell["tokens"] / cell["seconds"], rel=1e-2)
+        assert cell["process_seconds"] > cell["start_up_seconds"] > 0 and cell["peak_rss_bytes"] > 2**27
+        assert 0 < cell["share_of_matmul"] < 1 and cell["matmul_flops"] > 0
+    assert shoal["padding"] == 0 < usual["padding"]
+    (comparison,) = content["comparisons"]
+    assert comparison["peer"] == "hf-usual" and comparison["target"] == 3.0
+    assert comparison["ratio"] == pytest.approx(shoal["tokens_per_second"] / usual["tokens_per_second"])
+    assert "| tiny | AG News | hf-usual | plain | 8 |" in (tmp_path / "out" / "speed.md").read_text()
+
+    written = results.stat().st_mtime_ns
+    again = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert again.returncode == 0 and results.stat().st_mtime_ns == written
