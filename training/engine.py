@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from training.deepspeed_config import fit_buckets, offloads_optimizer
 from training.errors import UserError
 from training.memory import OutOfMemory
+from training.packing import PackedClassifier
 from training.ranks import Ranks
 from training.spec import TrainingSpec
 
@@ -123,7 +124,7 @@ def _quiet_output() -> Iterator[None]:
             sys.stdout = stdout
 
 
-def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """Return the DeepSpeed engine; ZeRO-3 partitions the weights here."""
     import deepspeed
 
@@ -141,13 +142,16 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     return engine
 
 
-def gather_layer_by_layer(model: nn.Module) -> None:
+def gather_layer_by_layer(model: PackedClassifier) -> None:
     """Have ZeRO-3 gather a whole layer at once: few large transfers, and a layer may use its parts' weights itself."""
     from deepspeed.utils import set_z3_leaf_modules
 
     classes = {type(part) for part in model.modules() if isinstance(part, GradientCheckpointingLayer)}
     if classes:
         set_z3_leaf_modules(model, list(classes))
+        # DeepSpeed lets a layer's weights go once the gradient of its input is there, and the first layer of a frozen
+        # embedding would have none to wait for.
+        model.inner.enable_input_require_grads()
 
 
 def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Any:
