@@ -32,7 +32,8 @@ from training.tokens import TokenizedSplit, encode_texts
 WINDOW_ROWS = 4096
 WINDOW_CHARACTERS = 1 << 24
 """A window ends with the row that reaches either."""
-SECONDS_BETWEEN_LINES = 5.0
+FIRST_LINE_SECONDS, MOST_SECONDS = 5.0, 60.0
+"""Until the first line of progress, and between later ones: each wait is twice the one before, up to the most."""
 
 
 def predict(
@@ -164,21 +165,22 @@ def rounded(values: npt.NDArray[np.float64]) -> list[float]:
 
 
 class RowProgress:
-    """Says on standard error how far it is, every few seconds."""
+    """Says on standard error how far it is, now and then."""
 
     def __init__(self, done: str, total: int | None) -> None:
         self.done = done
         self.total = total
         self.rows = 0
         self.started = self.last_line = time.monotonic()
+        self.wait = FIRST_LINE_SECONDS
 
     def advance(self, rows: int) -> None:
         """Note rows that are done."""
         self.rows += rows
         now = time.monotonic()
-        if now - self.last_line < SECONDS_BETWEEN_LINES:
+        if now - self.last_line < self.wait:
             return
-        self.last_line = now
+        self.last_line, self.wait = now, min(2 * self.wait, MOST_SECONDS)
         rate = self.rows / (now - self.started)
         line = f"{self.done} {self.rows:,} rows  {rate:,.0f} rows/s"
         if self.total is not None:
