@@ -7,7 +7,7 @@
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal cards                        print this machine's cards for `ray start --resources=...`
 
-Exit status: 0 all is well, 1 a job failed, 2 the input is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed or what was written did not verify, 2 the input is at fault, 130 interrupted.
 """
 
 from __future__ import annotations

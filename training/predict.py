@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from training.batches import fill
 from training.corpus.stream import Row, listed_texts, stream_file, stream_standard_input, windows
+from training.errors import UserError
 from training.evaluation import to_device
 from training.finished import FinishedRun, load_finished, open_run
 from training.model import can_pack, use_packed_attention
@@ -59,16 +61,29 @@ def predict(
         total = count_rows(stream_file(path, run.text_columns))
     rows = read_rows(path, texts, run)
     first = next(rows)
-    predictor = Predictor.load(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     progress = RowProgress("predicted", total)
     names = run.label_names
     with_id = first.id is not None  # the columns of the output are settled before its first row
-    with writing(output) as write:
-        for window in windows(chain([first], rows), max_rows=WINDOW_ROWS, max_characters=WINDOW_CHARACTERS):
-            logits = predictor.logits([row.text for row in window], progress.advance)
-            write(to_columns(window, logits, names, with_id=with_id, probabilities=probabilities))
+    with naming_full_card(run):
+        predictor = Predictor.load(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        with writing(output) as write:
+            for window in windows(chain([first], rows), max_rows=WINDOW_ROWS, max_characters=WINDOW_CHARACTERS):
+                logits = predictor.logits([row.text for row in window], progress.advance)
+                write(to_columns(window, logits, names, with_id=with_id, probabilities=probabilities))
     if output is not None:
         print(f"{progress.rows:,} rows predicted: {output}")
+
+
+@contextmanager
+def naming_full_card(run: FinishedRun) -> Iterator[None]:
+    """Turn a card without enough memory into a UserError: several may have trained what one does not hold."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the card's memory does not hold {run.spec.model.model_name_or_path} and a batch of its texts. "
+            "Free the card, or predict on the CPU: CUDA_VISIBLE_DEVICES= shoal predict ..."
+        ) from None
 
 
 def read_rows(path: Path | None, texts: list[str] | None, run: FinishedRun) -> Iterator[Row]:

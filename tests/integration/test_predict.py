@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import CHECKOUT, environment, run_program
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import training.merge
 import training.predict
@@ -150,15 +151,28 @@ def copy_of(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target))
 
 
-def without_head(folder: Path) -> None:
-    path = folder / "adapter" / "adapter_model.safetensors"
-    save_file({name: value for name, value in load_file(path).items() if ".score." not in name}, path)
+def drop(part: str) -> Callable[[Path], None]:
+    """Return what drops the tensors with this in their name from an adapter."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "adapter" / "adapter_model.safetensors"
+        save_file({name: value for name, value in load_file(path).items() if part not in name}, path)
+
+    return damage
 
 
-def with_another_base(folder: Path) -> None:
-    path = folder / "job.yaml"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join("  model_name_or_path: ../no/such" if "name_or_path" in line else line for line in lines))
+def name_base(folder: Path, base: str, file: str = "job.yaml") -> None:
+    """Let a run's file name another base model."""
+    path = folder / file
+    path.write_text(re.sub(r'(model_name_or_path"?: ).*?(,?)\n', rf'\1"{base}"\2\n', path.read_text(), count=1))
+
+
+def with_a_narrow_base(folder: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "narrow")
+    name_base(folder, str(folder / "narrow"))
 
 
 @pytest.mark.parametrize("command", ["predict", "merge"])
@@ -169,10 +183,12 @@ def with_another_base(folder: Path) -> None:
         (lambda folder: (folder / "result.json").unlink(), ["result.json", "has not finished"]),
         (lambda folder: shutil.rmtree(folder / "adapter"), ["adapter/adapter_config.json", "does not exist"]),
         (lambda folder: (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x"), ["damaged"]),
-        (without_head, ["adapter_model.safetensors", "score.weight", "SEQ_CLS"]),
-        (with_another_base, ["../no/such", "does not exist", "job.yaml"]),
+        (drop(".score."), ["adapter_model.safetensors", "score.weight", "SEQ_CLS"]),
+        (drop("layers.1.mlp"), ["does not fit the base", "layers.1.mlp", "job.yaml"]),
+        (with_a_narrow_base, ["does not fit the base", "narrow", "job.yaml"]),
+        (lambda folder: name_base(folder, "../no/such"), ["../no/such", "does not exist", "job.yaml"]),
     ],
-    ids=["no run", "unfinished", "no adapter", "damaged", "no head", "no base"],
+    ids=["no run", "unfinished", "no adapter", "damaged", "no head", "no layer", "narrow base", "no base"],
 )
 def test_a_run_that_cannot_be_used_is_named_with_the_mend(
     command: str,
@@ -208,10 +224,20 @@ def test_a_base_that_moved_is_named_in_job_yaml(
 ) -> None:
     folder = copy_of(run_folder, tmp_path / "run")
     moved = copy_of(tiny_model, tmp_path / "moved")
-    text = (folder / "job.yaml").read_text()
-    (folder / "job.yaml").write_text(text.replace(str(tiny_model), str(moved)))
+    name_base(folder, str(moved))
     assert main(["predict", str(folder), "--text", "a ship"]) == 0
     assert str(moved) in capsys.readouterr().err
+
+
+def test_a_studys_job_finds_the_base_its_file_names_from_elsewhere(
+    run_folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study writes the path as its file has it and trains with the absolute one."""
+    folder = copy_of(run_folder, tmp_path / "run")
+    for file in ("job.yaml", "result.json"):
+        name_base(folder, "../models/tiny", file)
+    assert main(["predict", str(folder), "--text", "a ship"]) == 0
+    assert str(tiny_model) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4"])
