@@ -3,20 +3,30 @@
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
     shoal plan studies/demo.yaml       say what it would run
     shoal report outputs/demo          write the report again from the results
+    shoal predict RUN --input FILE     label texts with a finished job
+    shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal cards                        print this machine's cards for `ray start --resources=...`
 
-Exit status: 0 all is well, 1 a job failed, 2 the input is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed or what was written did not verify, 2 the input is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.errors import EXIT_USER_ERROR, UserError, describe_os_error
+from training.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    ShoalError,
+    UserError,
+    describe_os_error,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,10 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))
-    except UserError as error:
+    except ShoalError as error:
         for line in str(error).splitlines():
             print(f"shoal: {line}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print("shoal: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.filename is None:
             raise
@@ -50,6 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report of a study folder again")
     report.add_argument("folder", type=Path, help="study folder, e.g. outputs/demo")
     report.set_defaults(command=_report)
+    predict = commands.add_parser("predict", help="label texts with a finished job")
+    predict.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
+    given = predict.add_mutually_exclusive_group(required=True)
+    given.add_argument("--input", help="CSV, TSV or JSONL (each also .gz) or Parquet file; - for standard input")
+    given.add_argument("--text", nargs="+", help="texts to label")
+    predict.add_argument("--output", type=Path, help=".csv, .jsonl or .parquet file (default: CSV on standard output)")
+    predict.add_argument("--probabilities", action="store_true", help="write the probability of every label")
+    predict.set_defaults(command=_predict)
+    merge = commands.add_parser("merge", help="write a job's base and adapter as one ordinary Hugging Face model")
+    merge.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
+    merge.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
+    merge.set_defaults(command=_merge)
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
     cards.set_defaults(command=_cards)
     return parser
@@ -72,6 +100,26 @@ def _report(options: argparse.Namespace) -> int:
     from launcher.report import write_report
 
     print(write_report(StudyFolder(options.folder)))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from training.predict import predict
+
+    predict(
+        options.run,
+        source=options.input,
+        texts=options.text,
+        output=options.output,
+        probabilities=options.probabilities,
+    )
+    return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from training.merge import merge
+
+    merge(options.run, options.output)
     return 0
 
 

@@ -62,7 +62,6 @@ def _content(tensor: Tensor) -> tuple[int, bytes]:
     return tensor.numel(), hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().data).digest()
 
 
-@torch.no_grad()
 def reloaded_logits(
     base: Any, folder: Path, split: TokenizedSplit, num_texts: int, device: torch.device
 ) -> npt.NDArray[np.float32]:
@@ -70,9 +69,14 @@ def reloaded_logits(
 
     Transformers' own forward pass, padding and pooling, as a user's program would run it.
     """
-    model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
+    return padded_logits(PeftModel.from_pretrained(base, str(folder)).to(device).eval(), split, num_texts, device)
+
+
+@torch.no_grad()
+def padded_logits(model: Any, split: TokenizedSplit, num_texts: int, device: torch.device) -> npt.NDArray[np.float32]:
+    """Return logits [num_texts, num_labels] of the first texts from transformers' own forward pass and pooling."""
     rows = [torch.from_numpy(split.pack([index])) for index in range(num_texts)]
-    pad = base.config.pad_token_id
+    pad = model.config.pad_token_id
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
@@ -81,14 +85,19 @@ def reloaded_logits(
 
 
 def compare_logits(
-    reloaded: npt.NDArray[np.float32], trained: npt.NDArray[np.float32], dtype: torch.dtype
+    reloaded: npt.NDArray[np.float32],
+    trained: npt.NDArray[np.float32],
+    dtype: torch.dtype,
+    *,
+    saved: str = "adapter",
+    original: str = "the trained model",
 ) -> dict[str, Any]:
-    """Return the differences; raise VerificationError where they are more than rounding."""
+    """Return the differences; raise VerificationError, naming what was saved, where they are more than rounding."""
     difference = float(np.abs(reloaded - trained).max())
     scale = max(1.0, float(np.abs(trained).max()))
     if not difference <= TOLERANCE[dtype] * scale:
         raise VerificationError(
-            f"the saved adapter gives other logits than the trained model: they differ by {difference:.4g}, and the "
-            f"largest logit is {scale:.4g}. The adapter is not usable; please report this with job.yaml."
+            f"the saved {saved} gives other logits than {original}: they differ by {difference:.4g}, and the "
+            f"largest logit is {scale:.4g}. The {saved} is not usable; please report this with job.yaml."
         )
     return {"verified": True, "max_logit_difference": difference, "max_logit": scale, "num_texts": len(trained)}

@@ -54,7 +54,7 @@ def tokenize_split(split: Split, tokenizer: Any, max_seq_length: int) -> Tokeniz
 
     def make(target: Path) -> None:
         with target.open("wb") as file:
-            tokens, offsets = _encode(split.texts, tokenizer, max_seq_length)
+            tokens, offsets = encode_texts(split.texts, tokenizer, max_seq_length)
             np.savez(file, tokens=tokens, offsets=offsets)
 
     path = cached(f"tokens/{key.hexdigest()[:32]}.npz", make)
@@ -70,7 +70,7 @@ def _identity(tokenizer: Any) -> str:
     return json.dumps({**json.loads(backend.to_str()), "truncation": None, "padding": None}, sort_keys=True)
 
 
-def _encode(
+def encode_texts(
     texts: list[str], tokenizer: Any, max_seq_length: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return tokens and offsets as in TokenizedSplit; a thousand texts are tokenized at a time."""

@@ -25,23 +25,49 @@ def readme_commands() -> list[str]:
 
 TRAINING = [line for line in readme_commands() if line.startswith("deepspeed ")]
 STUDY = [line for line in readme_commands() if line.startswith(("shoal plan", "shoal cards"))]
+AFTERWARDS = [line for line in readme_commands() if line.startswith(("shoal predict", "shoal merge"))]
 SHOWN_ELSEWHERE = ("make ", "shoal run studies/demo.yaml", "shoal report outputs/demo")
 """`make demo` and what follows it are run by test_demo below; `make test` runs this."""
 
 
 def test_every_command_is_covered() -> None:
-    rest = [line for line in readme_commands() if line not in TRAINING + STUDY]
-    assert len(TRAINING) == 2 and STUDY and rest
+    rest = [line for line in readme_commands() if line not in TRAINING + STUDY + AFTERWARDS]
+    assert len(TRAINING) == 2 and STUDY and len(AFTERWARDS) == 3 and rest
     assert all(line.startswith(SHOWN_ELSEWHERE) for line in rest), rest
 
 
-@pytest.mark.parametrize("line", TRAINING)
-def test_a_training_command(line: str, tmp_path: Path) -> None:
+def train(line: str, folder: Path) -> None:
     part = "--max_train_samples 64 --max_eval_samples 32 --max_predict_samples 32 --max_steps 2 --max_seq_length 32"
-    words = [*shlex.split(line), *part.split(), "--output_dir", str(tmp_path)]
+    words = [*shlex.split(line), *part.split(), "--output_dir", str(folder)]
     run = subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "succeeded"
+    assert json.loads((folder / "result.json").read_text())["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("line", TRAINING[1:])
+def test_a_training_command(line: str, tmp_path: Path) -> None:
+    train(line, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first training command has run, with the texts the commands after it name."""
+    folder = tmp_path_factory.mktemp("readme")
+    train(TRAINING[0], folder / "outputs" / "docstrings")
+    (folder / "texts.csv").write_text('text\n"Return the mean, or the median."\nRead a file.\n')
+    return folder
+
+
+@pytest.mark.parametrize("line", AFTERWARDS)
+def test_a_command_after_training(line: str, place: Path) -> None:
+    words = [sys.executable, "-m", "launcher.cli", *shlex.split(line)[1:]]
+    env = {**environment(), "PYTHONPATH": str(CHECKOUT)}
+    run = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    if "--output" in words:
+        assert (place / words[words.index("--output") + 1]).exists()
+    else:
+        assert len(run.stdout.splitlines()) == 3, run.stdout
 
 
 @pytest.mark.parametrize("line", STUDY)

@@ -48,7 +48,7 @@ def _require_column(table: Table, name: str, key: str) -> None:
 def read_texts(table: Table, column_names: list[str], delimiter: str) -> list[str]:
     """Return the text of each row; missing parts are left out, a row without any text is refused."""
     columns = [table.column(name) for name in column_names]
-    texts = [delimiter.join(part for part in map(_text_of, values) if part) for values in zip(*columns, strict=True)]
+    texts = [join_text(values, delimiter) for values in zip(*columns, strict=True)]
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if empty:
         raise UserError(
@@ -57,22 +57,27 @@ def read_texts(table: Table, column_names: list[str], delimiter: str) -> list[st
         )
     for row, text in enumerate(texts):
         if not text.isascii():
-            _require_unicode(text, table, row)
+            require_unicode(text, f"{table.source} {table.place(row)}")
     return texts
 
 
-def _require_unicode(text: str, table: Table, row: int) -> None:
+def join_text(values: Iterable[Any], delimiter: str) -> str:
+    """Return the text that the cells of one row make; missing ones are left out."""
+    return delimiter.join(part for part in map(cell_text, values) if part)
+
+
+def require_unicode(text: str, place: str) -> None:
     """Refuse half a surrogate pair, which JSON can hold and no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{table.source} {table.place(row)}: the text holds {text[error.start]!r}, half a character. "
+            f"{place}: the text holds {text[error.start]!r}, half a character. "
             "Write the file again with whole characters."
         ) from None
 
 
-def _text_of(value: Any) -> str:
+def cell_text(value: Any) -> str:
     """Return a cell as text; "" for a missing one."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""

@@ -10,7 +10,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from training.corpus.corpus import Table, row_number
 from training.errors import UserError, nearest
 
 EXTENSIONS = ".csv, .tsv, .json, .jsonl (each also .gz) and .parquet"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_FIELD_CHARACTERS = 1 << 26
+"""Of one CSV field: longer than any text, and short enough for a quote that is never closed to be noticed."""
 
 
 def read_file(path: Path) -> Table:
@@ -47,27 +51,38 @@ def decode(content: bytes, path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        byte, offset = error.object[error.start], error.start + content.startswith(b"\xef\xbb\xbf") * 3
-        line = content.count(b"\n", 0, offset) + 1
-        encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
-        raise UserError(
-            f"{path} is not UTF-8: byte {byte:#04x} at offset {offset}, line {line}. "
-            f"Convert it, e.g. iconv -f {encoding} -t UTF-8 FILE > NEW_FILE."
-        ) from None
+        byte, offset = error.object[error.start], error.start + content.startswith(BYTE_ORDER_MARK) * 3
+        raise not_utf8(str(path), byte, offset, content.count(b"\n", 0, offset) + 1, content[:2]) from None
 
 
-def _read_text(path: Path, compressed: bool) -> str:
-    """Return the decoded content of a text file."""
+def not_utf8(source: str, byte: int, offset: int, line: int, beginning: bytes) -> UserError:
+    """Say which byte is not UTF-8; the first two bytes of UTF-16 give it away."""
+    encoding = "UTF-16" if beginning in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    return UserError(
+        f"{source} is not UTF-8: byte {byte:#04x} at offset {offset}, line {line}. "
+        f"Convert it, e.g. iconv -f {encoding} -t UTF-8 FILE > NEW_FILE."
+    )
+
+
+@contextmanager
+def naming_faults(path: Path) -> Iterator[None]:
+    """Turn what opening and reading a data file, or unpacking it, can meet into UserErrors."""
     try:
-        content = path.read_bytes()
-        if compressed:
-            content = gzip.decompress(content)
+        yield
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"data file {path} is not gzip ({error}). Compress it with gzip or drop the .gz.") from None
     except EOFError:
         raise UserError(f"data file {path} is cut off: its gzip stream has no end. Copy it again.") from None
     except OSError as error:
         raise UserError(f"data file {path} cannot be read: {error.strerror}. Check the path and its rights.") from None
+
+
+def _read_text(path: Path, compressed: bool) -> str:
+    """Return the decoded content of a text file."""
+    with naming_faults(path):
+        content = path.read_bytes()
+        if compressed:
+            content = gzip.decompress(content)
     text = decode(content, path)
     if not text.strip():
         raise UserError(f"data file {path} is empty. Give a file with at least one text and label.")
@@ -80,12 +95,22 @@ def _line_places(lines: list[int]) -> Any:
 
 
 def _read_csv(path: Path, text: str, delimiter: str) -> Table:
-    """Parse a CSV with a header. Strict: else one stray quote would swallow the rows up to the next one."""
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    """Parse a CSV with a header."""
+    parsed = parse_csv(str(path), io.StringIO(text, newline=""), delimiter)
+    _, header = next(parsed, (1, []))
+    rows = list(parsed)
+    columns = {name: [row[position] for _, row in rows] for position, name in enumerate(header)}
+    return Table.of(str(path), columns, place=_line_places([line for line, _ in rows]))
+
+
+def parse_csv(source: str, lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line each row begins on and its fields, the header first, all as long as the header.
+
+    Strict: else one stray quote would swallow the rows up to the next one.
+    """
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default, 128 KiB, is shorter than some texts
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
     line = 1
     try:
         for row in reader:
@@ -94,61 +119,73 @@ def _read_csv(path: Path, text: str, delimiter: str) -> Table:
                 continue
             if not header:
                 header = row
-                continue
+                _refuse_twice(source, header)
             if len(row) != len(header):
                 raise UserError(
-                    f"{path}, line {begin}: {len(row)} fields where the header has {len(header)} "
+                    f"{source}, line {begin}: {len(row)} fields where the header has {len(header)} "
                     f"({', '.join(header)}). Put a field that holds {delimiter!r} in double quotes."
                 )
-            rows.append(row)
-            lines.append(begin)
+            yield begin, row
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {line}: {error}. A field that begins with a double quote must end with one; "
+            f"{source}, line {line}: {error}. A field that begins with a double quote must end with one; "
             'write a quote inside it twice (""), or save the data as JSONL.'
         ) from None
+
+
+def _refuse_twice(source: str, header: list[str]) -> None:
+    """Refuse two columns of one name."""
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise UserError(f"{path}, line 1: column {twice[0]!r} stands twice in the header. Rename one.")
-    columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
-    return Table.of(str(path), columns, place=_line_places(lines))
+        raise UserError(f"{source}, line 1: column {twice[0]!r} stands twice in the header. Rename one.")
 
 
 def _read_json(path: Path, text: str, *, is_lines: bool) -> Table:
     """Parse a list of records, or one record a line: many `.json` files hold lines, as Hugging Face reads them too."""
-    lines: list[int] = []
-    records: list[Any] = []
-    if not is_lines and not text.lstrip().startswith("{"):
+    place: Any = row_number
+    if is_lines or text.lstrip().startswith("{"):
+        parsed = list(parse_json_lines(str(path), text.split("\n")))
+        records = [record for _, record in parsed]
+        place = _line_places([line for line, _ in parsed])
+    else:
         try:
             records = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise _json_error(path, getattr(error, "lineno", 1), str(error)) from None
+            raise _json_error(str(path), getattr(error, "lineno", 1), str(error)) from None
         if not isinstance(records, list):
             raise UserError(f"{path} holds one {type(records).__name__}. It must be a list of records.")
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    records.append(json.loads(line))
-                except (ValueError, RecursionError) as error:
-                    raise _json_error(path, number, str(error)) from None
-                lines.append(number)
-    place = _line_places(lines) if lines else row_number
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{path}, {place(index)}: {json.dumps(record)[:60]} is no record. "
-                'Each must be an object such as {"text": "...", "label": "..."}.'
-            )
+        for index, record in enumerate(records):
+            _require_record(str(path), row_number(index), record)
     names: Iterable[str] = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
     return Table.of(str(path), columns, place=place)
 
 
-def _json_error(path: Path, line: int, message: str) -> UserError:
+def parse_json_lines(source: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line and the record of each line that is not blank."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _json_error(source, number, str(error)) from None
+            _require_record(source, f"line {number}", record)
+            yield number, record
+
+
+def _require_record(source: str, place: str, record: Any) -> None:
+    """Refuse JSON that is no object."""
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{source}, {place}: {json.dumps(record)[:60]} is no record. "
+            'Each must be an object such as {"text": "...", "label": "..."}.'
+        )
+
+
+def _json_error(source: str, line: int, message: str) -> UserError:
     """Say where JSON stops being JSON."""
     return UserError(
-        f"{path}, line {line}: not JSON ({message}). Mend it there; "
+        f"{source}, line {line}: not JSON ({message}). Mend it there; "
         "a .json file holds a list of records, a .jsonl file one record a line."
     )
 
