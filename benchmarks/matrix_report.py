@@ -34,6 +34,9 @@ REASONS = """\
 - bitsandbytes: `bnb_4bit_quant_storage` must equal the dtype, or ZeRO-3 cannot partition nf4 weights; Shoal sets it.
 - bitsandbytes: on CPUs with AVX512-bf16, nf4 is multiplied in bf16 once a model is evaluated. Shoal switches that off;
   with it, your program's logits differ by up to {kernel} of the largest.
+- bitsandbytes and PEFT: the weights that kernel repacks dequantize to wrong values, and DoRA takes norms of them. A plain
+  reload of nf4 + DoRA on such a CPU gives other logits (by {dora} of the largest); set
+  `support_avx512bf16_for_cpu = False` on the `Linear4bit` layers first, and they are those of the training.
 """
 """What lies behind the cells, each with the library it comes from."""
 
@@ -77,6 +80,8 @@ def short_reason(result: Result) -> str:
         return f"needs {needs[1]}"
     if result["outcome"] == "refused" and "does not run under ZeRO stage 3" in message:
         return "refused, PEFT"
+    if message.startswith("bf16 kernel"):
+        return "reloaded on this CPU, bitsandbytes"
     return message[:80]
 
 
@@ -102,8 +107,11 @@ def largest(results: list[Result], name: str) -> float:
 
 
 def reasons(results: list[Result]) -> str:
-    """Return the list of reasons, with the measured difference in it."""
-    return REASONS.format(kernel=f"{largest(results, 'difference_bf16_kernel'):.1g}")
+    """Return the list of reasons, with the measured differences in them."""
+    kernel = {
+        variant: largest(select(results, variant=variant), "difference_bf16_kernel") for variant in ("lora", "dora")
+    }
+    return REASONS.format(kernel=f"{kernel['lora']:.1g}", dora=f"{kernel['dora']:.1g}")
 
 
 def readme_part(results: list[Result]) -> str:
