@@ -62,6 +62,8 @@ def fork(task: Callable[[], int], log: Path, environment: dict[str, str] | None 
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        # The parent's own streams may lead elsewhere, as under pytest.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         os.environ.update(environment or {})
         status = task()
     except BaseException:

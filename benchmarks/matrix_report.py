@@ -34,8 +34,8 @@ REASONS = """\
 - bitsandbytes: `bnb_4bit_quant_storage` must equal the dtype, or ZeRO-3 cannot partition nf4 weights; Shoal sets it.
 - bitsandbytes: on CPUs with AVX512-bf16, nf4 is multiplied in bf16 once a model is evaluated. Shoal switches that off;
   with it, your program's logits differ by up to {kernel} of the largest.
-- bitsandbytes and PEFT: the weights that kernel repacks dequantize to wrong values, and DoRA takes norms of them. A plain
-  reload of nf4 + DoRA on such a CPU gives other logits (by {dora} of the largest); set
+- bitsandbytes and PEFT: the weights that kernel repacks dequantize to wrong values, and DoRA takes norms of them. A
+  plain reload of nf4 + DoRA on such a CPU gives other logits (by {dora} of the largest); set
   `support_avx512bf16_for_cpu = False` on the `Linear4bit` layers first, and they are those of the training.
 """
 """What lies behind the cells, each with the library it comes from."""
