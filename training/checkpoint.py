@@ -89,10 +89,15 @@ def write_checkpoint(workdir: Path, checkpoint: Checkpoint, spec: JobSpec) -> Pa
         },
     )
     flush(temporary)
+    put_in_place(temporary, target)
+    return target
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Give a written and flushed folder its name; whoever looks finds the whole of it or nothing."""
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     flush_entry(target.parent)
-    return target
 
 
 def list_checkpoints(workdir: Path) -> list[Path]:
