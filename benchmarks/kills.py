@@ -12,6 +12,7 @@ Writes kills.json and kills.md. Exit status 1 where anything was lost.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -29,8 +30,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 # `python benchmarks/kills.py` puts benchmarks/ first on the path; the checkout must come before an installed one.
 sys.path.insert(0, str(ROOT))
-
-import itertools
 
 from benchmarks.accuracy import hardware  # noqa: E402
 from benchmarks.forked import fork, kill, poll, preload, run_forked, run_ranks, wait  # noqa: E402
