@@ -25,6 +25,9 @@ def render_markdown(report: dict[str, Any]) -> str:
         sections += ["## Baselines", _baselines(report["baselines"])]
     if succeeded:
         sections += ["## Jobs", _jobs(succeeded)]
+    retried = [job for job in jobs if job.get("retries")]
+    if retried:
+        sections += ["## Out of memory", _retries(retried)]
     if failed:
         sections += ["## Failures", *(_failure(job) for job in failed)]
     if succeeded:
@@ -147,6 +150,19 @@ def _jobs(jobs: Sequence[dict[str, Any]]) -> str:
         "samples/s", "peak GPU GiB", "peak host GiB",
     )  # fmt: skip
     return _table(header, rows)
+
+
+def _retries(jobs: Sequence[dict[str, Any]]) -> str:
+    """Return where jobs ran out of memory and what they went on with; the global batch stayed."""
+    rows = [
+        [
+            job["name"], f"{retry['phase']}, after step {retry['step']}",
+            ", ".join(f"{name} {old} → {new}" for name, (old, new) in retry["changes"].items()),
+        ]
+        for job in jobs
+        for retry in job["retries"]
+    ]  # fmt: skip
+    return _table(("job", "in", "went on with"), rows)
 
 
 def _failure(job: dict[str, Any]) -> str:

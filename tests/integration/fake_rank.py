@@ -8,12 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+from training.plan import RetryWith, read_plan
 from training.ranks import Ranks
 from training.recorder import Recorder
 from training.result import RunResult
 from training.spec import JobSpec
 
-RAISES, SECOND_RANK_IS_KILLED, WAITS = 101, 102, 103
+RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY = 101, 102, 103, 104
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -27,6 +28,13 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
+    plan = read_plan(workdir, spec)
+    if spec.lora.r == OUT_OF_MEMORY and not plan.retries:
+        if ranks.is_main:
+            smaller = plan.smaller("training", 1, "CUDA out of memory")
+            assert smaller is not None
+            raise RetryWith(smaller)
+        time.sleep(600)  # in a collective call, as far as the launcher can tell
     if not ranks.is_main:
         return None
     resumed = (workdir / "checkpoints/step-000001").exists()
@@ -51,7 +59,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
     metrics = {"accuracy": 0.8 + spec.seed / 100 % 0.1, "macro_f1": 0.8, "loss": 0.5, "num_samples": 10.0}
     return RunResult(
         name=spec.name, status="succeeded", settings=spec.to_dict(), fingerprint=spec.fingerprint(),
-        num_ranks=ranks.world_size, validation=metrics, test=metrics,
+        num_ranks=ranks.world_size, validation=metrics, test=metrics, retries=plan.retries,
     )  # fmt: skip
 
 

@@ -99,6 +99,16 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert (workplace / "outputs/tiny/jobs/raises.old-1/failure.json").exists()
 
 
+def test_a_job_out_of_memory_goes_on_in_fresh_processes(workplace: Path) -> None:
+    study = write_study(workplace, lora={"r": fake_rank.OUT_OF_MEMORY}, training={"per_device_train_batch_size": 8})
+    assert run_study(study, run_job=fake_rank.run_job) == 0
+    (job,) = read_report(workplace)["jobs"]
+    assert job["status"] == "succeeded"
+    assert [retry["changes"]["per_device_train_batch_size"] for retry in job["retries"]] == [[8, 4]]
+    assert job["settings"]["training"]["per_device_train_batch_size"] == 8
+    assert "per_device_train_batch_size 8 → 4" in (workplace / "outputs/tiny/report.md").read_text()
+
+
 def _hear_ctrl_c() -> None:
     """Undo what a script that runs the tests in the background leaves to its children: SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
