@@ -6,12 +6,18 @@ layers it knows; names and parameters stay, so saving and loading notice nothing
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from torch import Tensor, nn
+
+ROTARY_ATTENTION = {
+    "GemmaAttention", "LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "SmolLM3Attention",
+}  # fmt: skip
+"""Attention layers whose module's `apply_rotary_pos_emb` is LLaMA's."""
 
 
 def fuse_layers(model: nn.Module) -> None:
@@ -20,8 +26,43 @@ def fuse_layers(model: nn.Module) -> None:
     for part in model.modules():
         if type(part) is lora.Linear and not part.use_dora.get(part.active_adapters[0], False):
             part.__class__ = FusedLoraLinear
+        elif type(part).__name__ in ROTARY_ATTENTION:
+            fuse_rotary(part)
         elif type(part).__name__.endswith("RMSNorm") and hasattr(part, "variance_epsilon"):
             part.forward = FusedRMSNorm(part)
+
+
+def fuse_rotary(attention: nn.Module) -> None:
+    """Rotate queries and keys in fewer passes, in all models of the family of this attention layer."""
+    family = sys.modules[type(attention).__module__]
+    family.apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [1, heads, T, D] query and key turned by their positions (Su et al. 2021); cos and sin are [1, T, D]."""
+    return _Rotate.apply(query, cos, sin), _Rotate.apply(key, cos, sin)  # type: ignore[no-untyped-call]
+
+
+class _Rotate(torch.autograd.Function):
+    """The first half of D with the second, as transformers' LLaMA pairs them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos[:, None], sin[:, None], 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos[:, None], sin[:, None], -1.0), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-way)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=way)
+    return turned
 
 
 class FusedLoraLinear(lora.Linear):  # type: ignore[misc]
