@@ -29,12 +29,12 @@ from typing import Any
 from benchmarks.gpu.report import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES = {"tests": 0.25, "speed": 0.42, "memory": 0.33}
+SHARES = {"tests": 0.28, "speed": 0.40, "memory": 0.32}
 RESTART = 75
 GRACE_SECONDS = 5.0
 """Between the time a part is told and the time it is stopped."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed", "datasets")
-OUTCOME = re.compile(r"^tests/gpu/(\S+) (PASSED|FAILED|SKIPPED|ERROR)", re.MULTILINE)
+OUTCOME = re.compile(r"^tests/gpu/(.+?) (PASSED|FAILED|SKIPPED|ERROR)", re.MULTILINE)
 
 
 def parse_arguments() -> argparse.Namespace:
