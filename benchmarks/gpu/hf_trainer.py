@@ -55,7 +55,7 @@ def load_rows(arguments: argparse.Namespace, tokenizer: Any) -> list[dict[str, A
     return [{"input_ids": ids, "labels": names.index(row["label"])} for ids, row in zip(tokens, rows, strict=True)]
 
 
-class Clock(TrainerCallback):
+class Clock(TrainerCallback):  # type: ignore[misc]
     """Notes the time and the tokens at the end of the warm-up and of the last step, the card having caught up."""
 
     def __init__(self, model: torch.nn.Module, device: torch.device, warmup: int, max_steps: int) -> None:

@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,10 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    content = {"matrix_flops": matrix_rate(device, 8192 if device.type == "cuda" else 256), "mean_tokens": {}}
+    content: dict[str, Any] = {
+        "matrix_flops": matrix_rate(device, 8192 if device.type == "cuda" else 256),
+        "mean_tokens": {},
+    }
     smallest = min(SHAPES[shape]["vocab_size"] for shape in arguments.shapes)
     for name, corpus in DATA.items():
         lengths = corpus.draw(np.random.default_rng(0), arguments.rows)

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu.card import Card
 from benchmarks.gpu.fits import Peak, largest_batches
 from benchmarks.gpu.random_model import partitioner, random_classifier
 from benchmarks.gpu.shapes import NUM_LABELS, SHAPES, llama_config, weight_bytes
@@ -74,46 +75,6 @@ BUILDS = [
 ]  # fmt: skip
 WARM_UP = Build(shape="tiny", quantization="nf4", zero=ZERO3)
 SMOKE = [Build(shape="tiny", quantization=q, zero=z) for q, z in (("nf4", ZERO3), ("none", ZERO2))]
-
-
-class Card:
-    """The card's memory as PyTorch sees it; on a CPU nothing is measured and no cap holds."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.on_card = device, device.type == "cuda"
-        self.total_bytes = (
-            torch.cuda.get_device_properties(device).total_memory if self.on_card else max(CAPS_GIB) * GIB
-        )
-        self.outside_bytes = 0
-        """Taken by this process beside PyTorch's tensors: the CUDA context and its libraries."""
-
-    def note_outside(self) -> None:
-        """Measure what a real card of the cap's size would have to hold too. The card must be ours alone."""
-        if self.on_card:
-            free, total = torch.cuda.mem_get_info(self.device)
-            self.outside_bytes = total - free - torch.cuda.memory_reserved(self.device)
-
-    def cap(self, cap_bytes: int) -> None:
-        """Let PyTorch take what a card of this size would leave it."""
-        gc.collect()
-        if self.on_card:
-            torch.cuda.empty_cache()
-            torch.cuda.set_per_process_memory_fraction((cap_bytes - self.outside_bytes) / self.total_bytes, self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak(self) -> Peak:
-        """Return the peak since `cap`, that outside of PyTorch included."""
-        if not self.on_card:
-            return Peak(allocated_bytes=0, reserved_bytes=0)
-        torch.cuda.synchronize(self.device)
-        return Peak(
-            allocated_bytes=torch.cuda.max_memory_allocated(self.device) + self.outside_bytes,
-            reserved_bytes=torch.cuda.max_memory_reserved(self.device) + self.outside_bytes,
-        )
-
-    def held_bytes(self) -> int:
-        gc.collect()
-        return torch.cuda.memory_allocated(self.device) if self.on_card else 0
 
 
 class Trainer:
@@ -179,8 +140,7 @@ class Trainer:
         self.engine = None
         F.linear = LINEAR  # ZeRO-3 replaces it for good, and ZeRO-2 is to be measured with torch's own
         gc.collect()
-        if self.card.on_card and hasattr(torch.accelerator, "empty_host_cache"):
-            torch.accelerator.empty_host_cache()  # pinned memory of one build's sizes is of no use to the next
+        self.card.free_host_memory()
 
 
 def empty(engine: Any) -> None:

@@ -57,7 +57,7 @@ def fill(part: nn.Module, quantization: str, dtype: torch.dtype, device: torch.d
             setattr(module, parameter_name, nn.Parameter(value, requires_grad=False))
 
 
-def nf4_linear(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def nf4_linear(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> Any:
     """Return a random nf4 layer of the same shape, set up as training.model does it."""
     import bitsandbytes as bnb
 

@@ -45,10 +45,8 @@ def speed_section(part: Results, _card: str) -> str:
         if "error" in cell:
             rows.append(f"| {' | '.join([*place, cell['side'], cell['error']])} | | | | | | |")
             continue
-        ratios = [
-            f"{cell['tokens_per_second'] / rates[(*place, peer)]:.2f}" if (*place, peer) in rates else ""
-            for peer in ("hf-usual", "hf-tuned")
-        ]
+        peers = [rates.get((*place, peer)) for peer in ("hf-usual", "hf-tuned")]
+        ratios = [f"{cell['tokens_per_second'] / peer:.2f}" if peer else "" for peer in peers]
         figures = [
             f"{cell['tokens_per_second']:,.0f}",
             f"{cell['samples_per_second']:,.1f}",

@@ -61,12 +61,12 @@ def run_part(part: str, output: Path, seconds: float, smoke: bool) -> dict[str, 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if smoke:
         environment["SHOAL_TEST_DEVICE"] = "cpu"
-    status = RESTART
+    status: int | None = RESTART
     with (output / f"{part}.log").open("wb") as log:
         while status == RESTART and (left := seconds - (time.monotonic() - started)) > GRACE_SECONDS:
             words = command_of(part, output.resolve(), left, smoke)
             status = run_for(left, words, environment, log)
-    endings = {0: "finished", None: "stopped", RESTART: "stopped"}
+    endings: dict[int | None, str] = {0: "finished", None: "stopped", RESTART: "stopped"}
     return {
         "ending": endings.get(status, f"failed with status {status}"),
         "seconds": time.monotonic() - started,

@@ -66,19 +66,24 @@ def linear_shapes(name: str) -> list[tuple[int, int]]:
     return [*attention, (width, inner), (width, inner), (inner, width)]
 
 
+def num_layers(name: str) -> int:
+    """Return the number of decoder layers."""
+    return int(SHAPES[name]["num_hidden_layers"])
+
+
 def linear_parameters(name: str) -> int:
     """Return the weights of all linear layers: the frozen ones that LoRA adapts."""
-    return SHAPES[name]["num_hidden_layers"] * sum(rows * columns for rows, columns in linear_shapes(name))
+    return num_layers(name) * sum(rows * columns for rows, columns in linear_shapes(name))
 
 
 def adapter_parameters(name: str, r: int) -> int:
     """Return LoRA's weights on all linear layers."""
-    return SHAPES[name]["num_hidden_layers"] * sum(r * (rows + columns) for rows, columns in linear_shapes(name))
+    return num_layers(name) * sum(r * (rows + columns) for rows, columns in linear_shapes(name))
 
 
 def weight_bytes(name: str, quantization: str) -> int:
     """Return the bytes of the frozen weights: bf16, or nf4 with an fp32 scale for each 64 weights."""
-    embeddings = 2 * SHAPES[name]["vocab_size"] * SHAPES[name]["hidden_size"]
+    embeddings = int(2 * SHAPES[name]["vocab_size"] * SHAPES[name]["hidden_size"])
     linear = linear_parameters(name)
     return embeddings + (linear // 2 + linear // 16 if quantization == "nf4" else 2 * linear)
 
