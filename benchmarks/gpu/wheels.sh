@@ -16,8 +16,8 @@ limit_mib=64
 python=${PYTHON:-python3}
 mkdir -p "$folder"
 
-# What DeepSpeed (hjson, pydantic and its three) and datasets (dill, multiprocess) need beyond that list.
-pure=(datasets==5.2.0 "dill>=0.4.1,<0.4.2" hjson annotated-types typing-inspection pydantic==2.14.4)
+# What DeepSpeed (hjson, pydantic and its four) and datasets (dill, multiprocess) need beyond that list.
+pure=(datasets==5.2.0 "dill>=0.4.1,<0.4.2" hjson annotated-types typing-inspection "typing-extensions>=4.16" pydantic==2.14.4)
 compiled=(bitsandbytes==0.50.2 "multiprocess<0.70.20" pydantic-core==2.50.5)
 
 platforms=()
