@@ -1,0 +1,1 @@
+"""Shoal against its peers."""
