@@ -1,7 +1,7 @@
 """Layers that compute what PEFT's and transformers' do, in fewer passes over memory.
 
-On short texts a training step is bound by element-wise work, not by matrix products. `fuse_layers` swaps the class of
-layers it knows; names and parameters stay, so saving and loading notice nothing.
+On short texts a training step is bound by element-wise work, not by matrix products. `fuse_layers` replaces the forward
+of layers it knows; names and parameters stay, so saving and loading notice nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ ROTARY_ATTENTION = {
 }  # fmt: skip
 """Attention layers whose module's `apply_rotary_pos_emb` is LLaMA's."""
 
+LORA_LINEAR = {"Linear", "Linear4bit", "Linear8bitLt"}
+"""PEFT's LoRA layers on linear ones, plain and of bitsandbytes."""
+
 
 def fuse_layers(model: nn.Module) -> None:
     """Give LoRA layers and RMS norms of a loaded model their fast forward and backward."""
     part: Any
     for part in model.modules():
-        if type(part) is lora.Linear and not part.use_dora.get(part.active_adapters[0], False):
-            part.__class__ = FusedLoraLinear
+        if type(part).__name__ in LORA_LINEAR and isinstance(part, lora.LoraLayer):
+            if not part.use_dora.get(part.active_adapters[0], False):
+                part.forward = FusedLora(part)
         elif type(part).__name__ in ROTARY_ATTENTION:
             fuse_rotary(part)
         elif type(part).__name__.endswith("RMSNorm") and hasattr(part, "variance_epsilon"):
@@ -65,18 +69,23 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
     return turned
 
 
-class FusedLoraLinear(lora.Linear):  # type: ignore[misc]
-    """LoRA on a linear layer: x W' + s (x A') B' without a pass of its own for scale and sum."""
+class FusedLora:
+    """Forward of PEFT's LoRA on a linear layer: W x + s B A x without passes of their own for scale and sum."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return [..., out] for x [..., in]."""
-        if self.disable_adapters or self.merged or len(self.active_adapters) != 1 or args or kwargs:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        name = self.active_adapters[0]
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        base, scaling = self.base_layer, self.scaling[name]
-        if isinstance(self.lora_dropout[name], nn.Dropout) and self.training:
-            return _AddLora.apply(base(x), self.lora_dropout[name](x), a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
+        layer = self.layer
+        name = layer.active_adapters[0]
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        plain = layer.disable_adapters or layer.merged or len(layer.active_adapters) > 1 or args or kwargs
+        if plain or x.dtype != a.dtype:
+            return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
+        base, dropout, scaling = layer.base_layer, layer.lora_dropout[name], layer.scaling[name]
+        if type(base) is not nn.Linear or (isinstance(dropout, nn.Dropout) and layer.training):
+            return _AddLora.apply(base(x), dropout(x), a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
         return _LoraLinear.apply(x, base.weight, base.bias, a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from training.errors import ShoalError
 
-MemoryPhase = Literal["training", "evaluation"]
+MemoryPhase = Literal["loading the model", "training", "evaluation"]
 
 
 def peak_memory_bytes() -> dict[str, int]:

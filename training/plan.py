@@ -50,7 +50,8 @@ class Plan:
         Micro-batches are halved and added up twice as many times, so that the global batch stays; at one text a
         micro-batch half of the layers are recomputed in backward, then all.
         """
-        changes = self._smaller_evaluation() if phase == "evaluation" else self._smaller_training()
+        ways = {"evaluation": self._smaller_evaluation, "training": self._smaller_training}
+        changes = ways[phase]() if phase in ways else {}
         if not changes:
             return None
         said = {name: [getattr(self, name), value] for name, value in changes.items()}

@@ -27,7 +27,7 @@ from training.finish import conclude, finish
 from training.fused import fuse_layers
 from training.loop import train
 from training.material import Material, load_material
-from training.memory import OutOfMemory
+from training.memory import OutOfMemory, memory_watched
 from training.model import build_classifier, can_pack, recompute_activations, resolve_checkpoint, use_packed_attention
 from training.packing import PackedClassifier
 from training.plan import Plan, RetryWith
@@ -83,9 +83,10 @@ def run_job(
                 text = yaml.safe_dump(spec.to_dict(), sort_keys=False, allow_unicode=True)
                 (workdir / "job.yaml").write_text(text, encoding="utf-8")
             _phase(recorder, ranks, "loading model")
-            run, facts = build_run(
-                spec, plan, ranks, recorder, workdir, material, filled, device, checkpoint, report, stop
-            )
+            with memory_watched("loading the model", 0):
+                run, facts = build_run(
+                    spec, plan, ranks, recorder, workdir, material, filled, device, checkpoint, report, stop
+                )
             state = TrainingState()
             if checkpoint is not None:
                 state = restore(run, checkpoint)
@@ -111,7 +112,7 @@ def retry_or_give_up(plan: Plan, error: OutOfMemory) -> ShoalError:
     if smaller is not None:
         return RetryWith(smaller)
     return ShoalError(
-        f"{error}. Micro-batches are down to one text and there is nothing left to make smaller. Set "
+        f"{error} Nothing is left to make smaller: the model does not fit, or not with one text at a time. Set "
         "model.quantization: nf4, deepspeed: ds_configs/zero3_offload_param.json, or a lower data.max_seq_length."
     )
 

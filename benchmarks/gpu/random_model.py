@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from training.fused import fuse_layers
 from training.model import HEAD, add_adapter, use_packed_attention
 from training.packing import PackedClassifier
 from training.spec import LoraSpec
@@ -39,6 +40,7 @@ def random_classifier(
     model.is_loaded_in_4bit = quantization == "nf4"  # PEFT asks for it
     peft_model = add_adapter(model, lora, dtype)
     use_packed_attention(peft_model)
+    fuse_layers(peft_model)
     return PackedClassifier(peft_model, packed=True)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor
 
-from training.fused import FusedLoraLinear, fuse_layers
+from training.fused import FusedLora, fuse_layers
 from training.model import PACKED_FAMILIES, can_pack, recompute_activations, use_packed_attention
 from training.packing import ROW_MULTIPLE, PackedClassifier, Packing, group_lengths
 
@@ -165,7 +165,7 @@ def test_gradients_under_peft_and_checkpointing_agree_too(changes: dict[str, Any
     expected_gradients = gradients(adapted, expected)
     use_packed_attention(adapted)
     fuse_layers(adapted)
-    assert any(isinstance(part, FusedLoraLinear) for part in adapted.modules())
+    assert any(isinstance(part.forward, FusedLora) for part in adapted.modules())
     recompute_activations(adapted, share)
     model.train()
     logits = PackedClassifier(adapted, packed=True)(torch.cat(texts), LENGTHS)
