@@ -24,6 +24,7 @@ from training.corpus.stream import Row, listed_texts, stream_file, stream_standa
 from training.errors import UserError
 from training.evaluation import to_device
 from training.finished import FinishedRun, load_finished, open_run
+from training.fused import fuse_layers
 from training.model import can_pack, use_packed_attention
 from training.packing import PackedClassifier
 from training.prediction_files import Columns, check_output, writing
@@ -123,6 +124,7 @@ class Predictor:
         packed = can_pack(model.get_base_model().config, max_seq_length)
         if packed:
             use_packed_attention(model)
+        fuse_layers(model)
         return Predictor(
             classifier=PackedClassifier(model, packed=packed).eval(),
             tokenizer=tokenizer,
