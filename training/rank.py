@@ -27,7 +27,14 @@ from training.deepspeed_config import (
     refuse_impossible,
     zero_stage,
 )
-from training.engine import build_optimizer, load_trainable, start_engine, start_process_group, stop_process_group
+from training.engine import (
+    build_optimizer,
+    load_trainable,
+    start_engine,
+    start_process_group,
+    stop_process_group,
+    zero3_partition,
+)
 from training.errors import UserError
 from training.evaluation import compute_metrics
 from training.loop import TrainingRun, TrainingState, restore, train
@@ -159,7 +166,10 @@ def build_run(
 ) -> tuple[TrainingRun, dict[str, Any]]:
     """Build model and engine; return the run and the facts about the model that stand in the result."""
     torch.manual_seed(spec.seed)
-    peft_model = build_classifier(spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device)
+    peft_model = build_classifier(
+        spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device,
+        zero3_partition(deepspeed_config),
+    )  # fmt: skip
     packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:
         use_packed_attention(peft_model)
