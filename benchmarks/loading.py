@@ -187,6 +187,7 @@ def run_cell(case: str, side: str, model: Path, folder: Path) -> Cell:
         stays = memory_bytes(pids)
         for rank in ranks:
             rank.go_on()
+        for rank in ranks:
             rank.process.wait()
     finally:
         for rank in ranks:

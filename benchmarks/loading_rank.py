@@ -63,10 +63,9 @@ def load_hugging_face(
     alive = HfDeepSpeedConfig(deepspeed) if zero_init else None
     options: dict[str, Any] = {"dtype": torch.bfloat16}
     if spec.quantization != "none":
-        options |= {
-            "quantization_config": quantization_config(spec.quantization, torch.bfloat16),
-            "device_map": {"": device},
-        }
+        options["quantization_config"] = quantization_config(spec.quantization, torch.bfloat16)
+        if not zero_init:  # refused there
+            options["device_map"] = {"": device}
     base = AutoModelForSequenceClassification.from_pretrained(spec.model_name_or_path, config=config, **options)
     del alive
     for part in base.modules():
@@ -87,6 +86,12 @@ def warm_up(spec: ModelSpec, device: torch.device, deepspeed: dict[str, Any]) ->
     load_config(spec, spec.model_name_or_path, LABELS)
 
 
+def tidy() -> None:
+    """Give back garbage, and what the C library's allocator keeps for later."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def main() -> None:
     arguments = parse_arguments()
     quiet_libraries()
@@ -99,7 +104,7 @@ def main() -> None:
     spec = ModelSpec(model_name_or_path=arguments.model, quantization=arguments.quantization)
     warm_up(spec, device, deepspeed)
     config = load_config(spec, arguments.model, LABELS)
-    gc.collect()
+    tidy()
     say(ready=True)
     sys.stdin.readline()
     torch.manual_seed(0)
@@ -112,8 +117,7 @@ def main() -> None:
     engine = start_engine(classifier, build_optimizer(classifier, TrainingSpec(), deepspeed, lambda _: None), deepspeed)
     dist.barrier()
     seconds = time.perf_counter() - started
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later is no part of the model
+    tidy()
     say(seconds=seconds, partitioned=sum(hasattr(p, "ds_id") for p in engine.module.parameters()))
     sys.stdin.readline()
     dist.barrier()

@@ -29,7 +29,7 @@ Partition = Callable[[nn.Parameter], None]
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """The types weights come in, by safetensors' names."""
 
-QUANTIZED_AT_ONCE = 1 << 20
+QUANTIZED_AT_ONCE = 1 << 18
 """Weights in one call of bitsandbytes, which takes 16 bytes of working memory for each on a CPU. A multiple of every
 block size, so that the blocks are those of the whole tensor."""
 
