@@ -25,11 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = {
-    "shoal": "Shoal",
-    "hf": "from_pretrained, then deepspeed.initialize",
-    "hf_zero_init": "the same under HfDeepSpeedConfig",
-}
+SIDES = {"shoal": "Shoal", "hf": "from_pretrained, then deepspeed.initialize"}
 CASES = {
     "nf4, ZeRO-2": ("nf4", "ds_configs/zero2.json"),
     "nf4, ZeRO-3": ("nf4", "ds_configs/zero3.json"),
@@ -60,7 +56,7 @@ Cell = dict[str, Any]
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a small shape, for tests")
-    parser.add_argument("--only", choices=tuple(CASES), help="run this case alone")
+    parser.add_argument("--only", nargs="+", choices=tuple(CASES), metavar="CASE", help="run these cases alone")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     return parser.parse_args()
 
@@ -229,7 +225,7 @@ def table(cells: list[Cell]) -> str:
 
 def report(content: dict[str, Any]) -> str:
     """Return loading.md."""
-    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    numbers = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     return f"""# Host memory while a base model is loaded
 
 {table(content["cells"])}
@@ -242,7 +238,7 @@ every {SECONDS_BETWEEN_SAMPLES * 1000:.0f} ms. LoRA r 16 on all linear layers on
 - Command: `{content["command"]}`
 - Model: a random LLaMA of {content["num_parameters"]:,} parameters, bf16, in shards of {LAYERS_A_SHARD} layers
 - Run {content["date"]} on {content["hardware"]}
-- Versions: {versions}
+- Versions: {numbers}
 """
 
 
@@ -255,28 +251,44 @@ def write_results(content: dict[str, Any], folder: Path) -> None:
         temporary.replace(folder / name)
 
 
+def stored_cells(folder: Path, num_parameters: int) -> list[Cell]:
+    """Return the cells of an earlier run with this model, for those that are not run again."""
+    file = folder / "loading.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    same = content.get("num_parameters") == num_parameters and content["versions"] == versions()
+    return content["cells"] if same else []
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def describe(cells: list[Cell], num_parameters: int, small: bool) -> dict[str, Any]:
+    """Return loading.json."""
+    return {
+        "date": str(date.today()),
+        "command": "python benchmarks/loading.py" + (" --small" if small else ""),
+        "hardware": hardware(),
+        "versions": versions(),
+        "num_parameters": num_parameters,
+        "cells": cells,
+    }
+
+
 def main() -> None:
     arguments = parse_arguments()
-    cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "model"
         model.mkdir()
         num_parameters = write_checkpoint(model, SHAPES["small" if arguments.small else "full"])
-        for case in [arguments.only] if arguments.only else CASES:
+        cells = stored_cells(arguments.output, num_parameters)
+        for case in arguments.only or CASES:
             for side in SIDES:
-                if side == "hf_zero_init" and "ZeRO-3" not in case:
-                    continue  # transformers does the same as without it
-                cells.append(run_cell(case, side, model, Path(temporary)))
-                print(table(cells[-1:]).splitlines()[-1], flush=True)
-    content = {
-        "date": str(date.today()),
-        "command": "python benchmarks/loading.py" + (" --small" if arguments.small else ""),
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "num_parameters": num_parameters,
-        "cells": cells,
-    }
-    write_results(content, arguments.output)
+                cell = run_cell(case, side, model, Path(temporary))
+                print(table([cell]).splitlines()[-1], flush=True)
+                cells = [old for old in cells if (old["case"], old["side"]) != (case, side)] + [cell]
+                cells.sort(key=lambda cell: (list(CASES).index(cell["case"]), list(SIDES).index(cell["side"])))
+                write_results(describe(cells, num_parameters, arguments.small), arguments.output)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ LABELS = ["negative", "positive"]
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=("shoal", "hf", "hf_zero_init"), required=True)
+    parser.add_argument("--side", choices=("shoal", "hf"), required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--quantization", choices=("none", "nf4"), required=True)
     parser.add_argument("--deepspeed", required=True)
@@ -53,26 +53,16 @@ def load_shoal(spec: ModelSpec, config: Any, deepspeed: dict[str, Any], device: 
     return build_classifier(spec, LoraSpec(), checkpoint, config, torch.bfloat16, device, partition)
 
 
-def load_hugging_face(
-    spec: ModelSpec, config: Any, deepspeed: dict[str, Any], device: torch.device, zero_init: bool
-) -> nn.Module:
-    """The documented way; with zero_init transformers knows of ZeRO-3 and partitions while it builds the model."""
+def load_hugging_face(spec: ModelSpec, config: Any, device: torch.device) -> nn.Module:
+    """The documented way; both sides get the same adapter and engine."""
     from transformers import AutoModelForSequenceClassification
-    from transformers.integrations import HfDeepSpeedConfig
 
-    alive = HfDeepSpeedConfig(deepspeed) if zero_init else None
     options: dict[str, Any] = {"dtype": torch.bfloat16}
     if spec.quantization != "none":
         options["quantization_config"] = quantization_config(spec.quantization, torch.bfloat16)
-        if not zero_init:  # refused there
-            options["device_map"] = {"": device}
+        options["device_map"] = {"": device}
     base = AutoModelForSequenceClassification.from_pretrained(spec.model_name_or_path, config=config, **options)
-    del alive
-    for part in base.modules():
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
-    base.requires_grad_(False)
-    return add_adapter(base, LoraSpec(), torch.bfloat16)
+    return add_adapter(base.requires_grad_(False), LoraSpec(), torch.bfloat16)
 
 
 def warm_up(spec: ModelSpec, device: torch.device, deepspeed: dict[str, Any]) -> None:
@@ -112,7 +102,7 @@ def main() -> None:
     if arguments.side == "shoal":
         model = load_shoal(spec, config, deepspeed, device)
     else:
-        model = load_hugging_face(spec, config, deepspeed, device, arguments.side == "hf_zero_init")
+        model = load_hugging_face(spec, config, device)
     classifier = PackedClassifier(model, packed=True)
     engine = start_engine(classifier, build_optimizer(classifier, TrainingSpec(), deepspeed, lambda _: None), deepspeed)
     dist.barrier()
