@@ -9,6 +9,7 @@ code, checkpoints quantized already, keys that transformers renames or merges, w
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,14 @@ def stream_base(
     for name in sorted(sources, key=lambda name: -model.get_parameter(name).numel()):
         # The largest first: what a conversion takes for a moment adds to the little that is there yet.
         source = sources[name]
+        is_large = model.get_parameter(name).numel() > QUANTIZED_AT_ONCE
         plain = type(model.get_parameter(name)) is nn.Parameter  # not bitsandbytes'
         stays_mapped = plain and partition is None and FLOATS[source.dtype] == dtype
         parameter = _fill(model, name, _read(source, open_files if stays_mapped else None), dtype, place)
         if partition is not None and not name.startswith(f"{head}."):
             partition(parameter)
+        if is_large:
+            _give_back()
     if partition is not None:
         for buffer in model.buffers():  # DeepSpeed takes a model with slices in it for one that is placed already
             buffer.data = buffer.data.to(device)
@@ -225,6 +229,13 @@ def _quantize_4bit(layer: Any, tensor: Tensor, dtype: torch.dtype, place: torch.
         bnb_quantized=True,
         **kind,
     )
+
+
+def _give_back() -> None:
+    """Return the C library's spare memory: what each tensor took for a moment lies scattered between what is kept."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def _set(model: Any, name: str, parameter: nn.Parameter) -> None:
