@@ -201,7 +201,7 @@ def _fill(model: Any, name: str, tensor: Tensor, dtype: torch.dtype, place: torc
     else:
         parameter = nn.Parameter(tensor.to(place, dtype), requires_grad=False)
     _set(model, name, parameter)
-    return parameter  # type: ignore[no-any-return]
+    return parameter
 
 
 def _quantize_4bit(layer: Any, tensor: Tensor, dtype: torch.dtype, place: torch.device) -> nn.Parameter:
