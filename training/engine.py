@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from training.deepspeed_config import fit_buckets, offloads_optimizer
+from training.deepspeed_config import fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
 from training.memory import OutOfMemory
 from training.packing import PackedClassifier
@@ -125,21 +125,47 @@ def _quiet_output() -> Iterator[None]:
 
 
 def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Return the DeepSpeed engine; ZeRO-3 partitions the weights here."""
+    """Return the DeepSpeed engine; ZeRO-3 partitions what is still whole here."""
     import deepspeed
 
     parameters = list(trainable_parameters(model).values())
     config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
-    if config["zero_optimization"].get("stage") == 3:
+    if zero_stage(config) == 3:
         gather_layer_by_layer(model)
-    try:
+    with _refusals():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    return engine
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what DeepSpeed raises about its configuration into a UserError."""
+    try:
+        yield
     except (ValueError, AssertionError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"DeepSpeed refuses the settings of the deepspeed file: {reason}. Mend or remove them."
         ) from error
-    return engine
+
+
+def zero3_partition(config: dict[str, Any]) -> Callable[[nn.Parameter], None] | None:
+    """Return what cuts a frozen parameter to this rank's slice under ZeRO-3, or None in the other stages."""
+    import deepspeed
+
+    if zero_stage(config) != 3:
+        return None
+    with _refusals():
+        zero = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+
+    def partition(parameter: nn.Parameter) -> None:
+        # What zero.Init does with a module's parameters, but for the broadcast of rank 0's values: it would make each
+        # rank hold the whole tensor, and all have read the same file.
+        parameter.data = parameter.data.to(zero.local_device)
+        zero._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[attr-defined]
+
+    return partition
 
 
 def gather_layer_by_layer(model: PackedClassifier) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.errors import UserError
+from training.loading import Partition, stream_base
 from training.packing import PACKED_ATTENTION
 from training.spec import TINY_LLAMA, LoraSpec, ModelSpec
 from training.tiny_llama import ensure_tiny_llama
@@ -130,23 +131,35 @@ def can_pack(config: Any, max_seq_length: int) -> bool:
     return config.model_type in PACKED_FAMILIES and not narrow
 
 
-def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return the frozen base with a fresh head, quantized as asked, on `device`."""
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **hub_options(spec)}
-    if spec.quantization != "none":
-        options["quantization_config"] = _quantization_config(spec.quantization, dtype)
-        options["device_map"] = {"": device}
+def load_base(
+    spec: ModelSpec,
+    checkpoint: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    partition: Partition | None = None,
+) -> Any:
+    """Return the frozen base with a fresh head, quantized as asked, on `device`; cut by ZeRO-3's `partition`, if any.
+
+    Where the checkpoint cannot be streamed the base comes whole: DeepSpeed partitions it later.
+    """
+    quantization = quantization_config(spec.quantization, dtype) if spec.quantization != "none" else None
+    if spec.quantization == "int8":
+        partition = None  # bitsandbytes holds a second reference to its int8 weights
+    missing: list[str] = []
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, config=config, output_loading_info=True, **options
-        )
+        model = None
+        if not spec.trust_remote_code:
+            revision = hub_options(spec)["revision"]
+            model = stream_base(checkpoint, revision, config, dtype, device, HEAD, quantization, partition)
+        if model is None:
+            model, missing = _load_whole(spec, checkpoint, config, dtype, device, quantization)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]} "
             "Check that config.json and the .safetensors files are whole and belong together."
         ) from None
     require_head(model, spec, config)
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith(f"{HEAD}."))
     if missing:
         raise UserError(
             f"model {spec.model_name_or_path!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...): "
@@ -161,6 +174,24 @@ def load_base(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype,
     return model
 
 
+def _load_whole(
+    spec: ModelSpec,
+    checkpoint: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None,
+) -> tuple[Any, list[str]]:
+    """Return transformers' own load, and the names of weights the checkpoint lacks apart from the head's."""
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **hub_options(spec)}
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, config=config, output_loading_info=True, **options
+    )
+    return model, sorted(name for name in loading["missing_keys"] if not name.startswith(f"{HEAD}."))
+
+
 def require_head(model: Any, spec: ModelSpec, config: Any) -> None:
     """Raise UserError for a model whose classification head is not that of decoder-only models."""
     if not hasattr(model, HEAD):
@@ -170,7 +201,7 @@ def require_head(model: Any, spec: ModelSpec, config: Any) -> None:
         )
 
 
-def _quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return bitsandbytes' settings; the storage type equals the compute type so that ZeRO-3 can partition it."""
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[HEAD])
@@ -216,10 +247,18 @@ def _linear_layers(model: Any) -> str:
 
 
 def build_classifier(
-    model_spec: ModelSpec, lora: LoraSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device
+    model_spec: ModelSpec,
+    lora: LoraSpec,
+    checkpoint: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    partition: Partition | None = None,
 ) -> PeftModel:
     """Return base + adapter + head. Same seed, same first weights, whatever the number of ranks."""
-    return add_adapter(load_base(model_spec, checkpoint, config, dtype, device), lora, dtype)
+    if lora.use_dora:
+        partition = None  # DoRA's magnitudes are computed from whole weights
+    return add_adapter(load_base(model_spec, checkpoint, config, dtype, device, partition), lora, dtype)
 
 
 def use_packed_attention(model: Any) -> None:

@@ -21,7 +21,7 @@ from training.deepspeed_config import (
     refuse_impossible,
     zero_stage,
 )
-from training.engine import build_optimizer, process_group, start_engine
+from training.engine import build_optimizer, process_group, start_engine, zero3_partition
 from training.errors import ShoalError
 from training.finish import conclude, finish
 from training.fused import fuse_layers
@@ -152,7 +152,10 @@ def build_run(
 ) -> tuple[TrainingRun, dict[str, Any]]:
     """Build model and engine; return the run and the facts about the model that stand in the result."""
     torch.manual_seed(spec.seed)
-    peft_model = build_classifier(spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device)
+    peft_model = build_classifier(
+        spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device,
+        zero3_partition(deepspeed_config),
+    )  # fmt: skip
     packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:
         use_packed_attention(peft_model)

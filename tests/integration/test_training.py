@@ -68,6 +68,37 @@ def test_every_zero_stage_learns_the_same(
     assert result.adapter["verified"]
 
 
+@pytest.mark.parametrize(
+    ("config", "num_ranks", "flags"),
+    [
+        ("zero0", 1, ()),
+        ("zero2", 2, ()),
+        ("zero3", 1, ()),
+        ("zero3_offload", 2, ()),
+        ("zero3", 2, ("--load_in_4bit", "--gradient_checkpointing")),
+        ("zero3", 1, ("--load_in_8bit",)),
+        ("zero3", 2, ("--use_dora",)),
+    ],
+)
+def test_a_streamed_base_trains_to_the_bit_as_one_loaded_whole(
+    config: str, num_ranks: int, flags: tuple[str, ...], tiny_model: Path, job_flags: list[str], tmp_path: Path
+) -> None:
+    whole = tmp_path / "model"
+    shutil.copytree(tiny_model, whole)
+    # Code of its own, which is not trusted and so not run: enough for the checkpoint not to be streamed.
+    remote = {"auto_map": {"AutoModelForSequenceClassification": "own.Classifier"}}
+    (whole / "config.json").write_text(json.dumps({**json.loads((whole / "config.json").read_text()), **remote}))
+    flags = (*flags, f"--per_device_train_batch_size={8 // num_ranks}", f"--deepspeed=ds_configs/{config}.json")
+    for folder, model in (("streamed", tiny_model), ("whole", whole)):
+        train([*job_flags, *flags], tmp_path / folder, f"--model_name_or_path={model}", num_ranks=num_ranks)
+    assert losses(tmp_path / "streamed") == losses(tmp_path / "whole")
+    weights, expected = (
+        load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors") for folder in ("streamed", "whole")
+    )
+    assert weights.keys() == expected.keys()
+    assert all(weights[name].equal(tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("config", ["zero2", "zero3_offload"])
 def test_bf16_micro_batches_add_up_as_one_batch_does(
     config: str, reference: tuple[list[float], RunResult], job_flags: list[str], tmp_path: Path
