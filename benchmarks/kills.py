@@ -122,7 +122,8 @@ def kill_once(job: Job, folder: Path, log: Path, planned: Kill) -> bool:
 def damage_newest(folder: Path, draw: random.Random) -> str | None:
     """Now and then tear a file of the newest checkpoint if there is one before it; return which."""
     checkpoints = sorted((folder / "checkpoints").glob("step-*"))
-    if len(checkpoints) < 2 or draw.random() >= DAMAGED_SHARE:
+    finished = (folder / "result.json").exists()  # the kill came after it: no checkpoint is read any more
+    if finished or len(checkpoints) < 2 or draw.random() >= DAMAGED_SHARE:
         return None
     victim = draw.choice(sorted(checkpoints[-1].iterdir()))
     content = victim.read_bytes()
