@@ -205,6 +205,7 @@ def report(content: dict[str, Any]) -> str:
     lives = content["lives"]
     phases = Counter(phase for life in lives for phase in life["kills"])
     redone = sorted(steps for life in lives for steps in life["redone"])
+    whole = max((steps for life in lives if not life["damaged"] for steps in life["redone"]), default=0)
     wrong = [f"{life['config']}, {life['num_ranks']} ranks: {text}" for life in lives for text in life["wrong"]]
     per_config = Counter(f"{life['config']}, {life['num_ranks']}" for life in lives for _ in life["kills"])
     table = [f"| {phase} | {count} |" for phase, count in phases.most_common()]
@@ -223,8 +224,8 @@ one before it taken.
 {chr(10).join(table)}
 
 Checkpoints are written every {SAVE_STEPS} steps beside the training. {len(redone)} of the kills cost steps that were \
-made again: {redone[len(redone) // 2] if redone else 0} at the median, {redone[-1] if redone else 0} at most (more \
-than {SAVE_STEPS} where the newest checkpoint was damaged or still being written).
+made again: {redone[len(redone) // 2] if redone else 0} at the median, {whole} at most where no checkpoint \
+was damaged (an interval, and the steps made while the newest checkpoint was still being written).
 
 - Command: `{content["command"]}`, seed {content["seed"]}
 - Kills by configuration (DeepSpeed file, ranks): {configs}
