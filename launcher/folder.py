@@ -112,7 +112,7 @@ class StudyFolder:
 
     def write_plan(self, job: StudyJob, plan: Plan) -> None:
         """Write plan.json, which the job's next try begins with."""
-        write_plan(self.jobs / job.name, job.spec, plan)
+        write_plan(self.jobs / job.name, job.spec, job.spec.num_ranks, plan)
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json for a success and failure.json for a failure."""

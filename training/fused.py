@@ -80,10 +80,13 @@ class FusedLora:
         layer = self.layer
         name = layer.active_adapters[0]
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        base = layer.base_layer
         plain = layer.disable_adapters or layer.merged or len(layer.active_adapters) > 1 or args or kwargs
-        if plain or x.dtype != a.dtype:
+        # DeepSpeed gathers the weights of a whole layer; where it does not, each part must be called itself.
+        partitioned = not a.numel() or not base.weight.numel()
+        if plain or partitioned or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
             return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-        base, dropout, scaling = layer.base_layer, layer.lora_dropout[name], layer.scaling[name]
+        dropout, scaling = layer.lora_dropout[name], layer.scaling[name]
         if type(base) is not nn.Linear or (isinstance(dropout, nn.Dropout) and layer.training):
             return _AddLora.apply(base(x), dropout(x), a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
         return _LoraLinear.apply(x, base.weight, base.bias, a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
@@ -115,7 +118,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _AddLora(torch.autograd.Function):
-    """output [..., out] of the base, changed in place, + s (x A') B' for x [..., in]."""
+    """output [..., out] of the base + s (x A') B' for x [..., in]."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
@@ -144,6 +147,8 @@ class FusedRMSNorm:
     def __call__(self, states: Tensor) -> Tensor:
         """Return [..., D] for states [..., D]."""
         weight, epsilon = self.norm.weight, self.norm.variance_epsilon
+        if weight.dtype != states.dtype:
+            return type(self.norm).forward(self.norm, states)  # type: ignore[no-any-return]
         if states.device.type == "cuda":
             return F.rms_norm(states, weight.shape, weight, epsilon)
         return _RMSNorm.apply(states, weight, epsilon)  # type: ignore[no-any-return,no-untyped-call]

@@ -12,7 +12,7 @@ from training.checkpoint_writer import CheckpointWriter
 from training.engine import copy_trainable
 from training.evaluation import compute_metrics, is_better, to_device
 from training.memory import memory_watched
-from training.meter import StepMeter
+from training.meter import StepMeter, any_rank_stops
 from training.progress import TrainingProgress
 from training.result import Metrics
 from training.run import TrainingRun, TrainingState
@@ -27,7 +27,7 @@ def train(run: TrainingRun, state: TrainingState) -> None:
     save_steps = run.spec.training.save_steps
     meter = StepMeter(run, state)
     progress = TrainingProgress(run.num_steps, enabled=run.ranks.is_main)
-    with progress, CheckpointWriter() as writer, run.stop.deferred():
+    with run.stop.deferred(), progress, CheckpointWriter() as writer:
         if state.step == 0:
             state.untrained = evaluate(run, state, progress)
         while state.step < run.num_steps and not (patience and state.stale_evaluations >= patience):
@@ -45,13 +45,17 @@ def train(run: TrainingRun, state: TrainingState) -> None:
             with memory_watched("training", state.step):
                 loss_sum = optimizer_step(run, plan, state.step, rate)
             state.step += 1
-            meter.add(loss_sum, plan.num_samples, rate, progress)
             epoch_ends = state.step % run.steps_per_epoch == 0 or state.step == run.num_steps
+            saves = epoch_ends or bool(save_steps and state.step % save_steps == 0)
+            # Before a save in any case: what has diverged must not take a good checkpoint's place.
+            meter.add(loss_sum, plan.num_samples, rate, progress, due=saves)
             if epoch_ends:
                 note_evaluation(run, state, evaluate(run, state, progress))
-            if meter.stop_agreed or epoch_ends or (save_steps and state.step % save_steps == 0):
+            if meter.stop_agreed or saves:
                 save(run, state, writer)
-            if meter.stop_agreed:
+            if meter.stop_agreed or (epoch_ends and any_rank_stops(run)):
+                writer.wait()
+                any_rank_stops(run)  # the others wait for the first rank's write: a rank that ends has all ended
                 raise Stopped(f"after step {state.step} of {run.num_steps}, which is saved")
 
 

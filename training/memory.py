@@ -35,9 +35,10 @@ def first_line(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is the card's or the host's memory running out."""
-    # torch has no class of its own for the host's: c10/core/impl/alloc_cpu.cpp words it so.
-    on_host = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return on_host or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    # torch has no class of its own for the host's (c10/core/impl/alloc_cpu.cpp), cuBLAS's and NCCL's.
+    words = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 @contextmanager

@@ -20,6 +20,14 @@ MAX_STEPS_AN_EVENT = 10
 """Of such a group: the ranks agree on stopping when they add up their losses, and a stop should not wait long."""
 
 
+def any_rank_stops(run: TrainingRun) -> bool:
+    """Whether a rank was asked to stop. All ranks must call it, and wait for the last to do so."""
+    stops = torch.tensor(float(run.stop.requested), device=run.device)
+    if run.ranks.world_size > 1:
+        dist.all_reduce(stops)
+    return bool(stops.item())
+
+
 class StepMeter:
     """Adds up losses and times and reports them as step events."""
 
@@ -37,12 +45,12 @@ class StepMeter:
         """Begin timing a step."""
         self.started = time.perf_counter()
 
-    def add(self, loss_sum: Tensor, num_samples: int, rate: float, progress: TrainingProgress) -> None:
-        """Note a finished step; report it if its turn has come."""
+    def add(self, loss_sum: Tensor, num_samples: int, rate: float, progress: TrainingProgress, *, due: bool) -> None:
+        """Note a finished step; report it if its turn has come or it is `due`."""
         run, state = self.run, self.state
         self.loss_sum += loss_sum
         self.num_samples += num_samples
-        if state.step % self.every and state.step != run.num_steps:
+        if state.step % self.every and not due:
             self._time(num_samples)
             return
         sums = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(run.stop.requested))])

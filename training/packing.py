@@ -163,10 +163,11 @@ def packed_attention(
     transformers' AttentionInterface. In the last layer only the rows of `packing.last_index` are right, the others 0.
     """
     last_only = getattr(module, "shoal_last_only", False)
-    if varlen_works(query):
+    if not dropout and varlen_works(query):
         last_index = packing.last_index if last_only else None
         return varlen_attention(query, key, value, packing.ends, packing.lengths, last_index, scaling), None
-    options: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    grouped = query.shape[1] != key.shape[1]
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": grouped, "dropout_p": dropout}
     if last_only:
         return _last_attention(query, key, value, packing, options), None
     outputs = []
@@ -174,9 +175,7 @@ def packed_attention(
         # PyTorch's bf16 attention is two to four times slower than its fp32 one on a CPU while texts are short.
         in_fp32 = q.device.type == "cpu" and q.shape[2] < CPU_BF16_TOKENS
         dtype = torch.float32 if in_fp32 else q.dtype
-        output = F.scaled_dot_product_attention(
-            q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=dropout, is_causal=True, **options
-        )
+        output = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), is_causal=True, **options)
         outputs.append(output.to(q.dtype).transpose(1, 2).flatten(0, 1))
     return _Unfold.apply(torch.cat(outputs), packing)[None], None  # type: ignore[no-untyped-call]
 

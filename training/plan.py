@@ -82,19 +82,24 @@ class RetryWith(ShoalError):
         super().__init__(f"out of memory in {last['phase']}, step {last['step']}; trying again with {changes}")
 
 
-def read_plan(workdir: Path, spec: JobSpec) -> Plan:
+def read_plan(workdir: Path, spec: JobSpec, num_ranks: int) -> Plan:
     """Return the plan an earlier try of the job left in its folder, else the spec's own.
 
-    A plan of other sizes than the spec's is void: the user has chosen anew.
+    One made with other settings or another number of ranks is void: less or more memory is needed now.
     """
     first = Plan.of(spec)
     try:
         content = json.loads((workdir / PLAN_FILE).read_text(encoding="utf-8"))
-        return Plan(**content["plan"]) if content["spec"] == asdict(first) else first
+        return Plan(**content["plan"]) if content["job"] == _key(spec, num_ranks) else first
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged: memory is the judge again
         return first
 
 
-def write_plan(workdir: Path, spec: JobSpec, plan: Plan) -> None:
+def write_plan(workdir: Path, spec: JobSpec, num_ranks: int, plan: Plan) -> None:
     """Keep a plan for the next try."""
-    write_json(workdir / PLAN_FILE, {"spec": asdict(Plan.of(spec)), "plan": asdict(plan)})
+    write_json(workdir / PLAN_FILE, {"job": _key(spec, num_ranks), "plan": asdict(plan)})
+
+
+def _key(spec: JobSpec, num_ranks: int) -> str:
+    """Return what a plan belongs to."""
+    return f"{spec.fingerprint()} on {num_ranks} ranks"

@@ -89,7 +89,8 @@ def run_job(
                 )
             state = TrainingState()
             if checkpoint is not None:
-                state = restore(run, checkpoint)
+                with memory_watched("training", checkpoint.step):
+                    state = restore(run, checkpoint)
                 report(f"resuming after step {checkpoint.step} of {run.num_steps}")
                 del checkpoint  # three fp32 copies of what is trained
             _phase(recorder, ranks, "training")

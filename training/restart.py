@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from training.errors import EXIT_FAILED, describe_os_error
 from training.plan import Plan, write_plan
 from training.ranks import Ranks
 from training.spec import JobSpec
@@ -51,7 +52,7 @@ class Restarter:
     def restart(self, plan: Plan) -> NoReturn:
         """Begin again with `plan`, on every rank."""
         if self.store is None:
-            write_plan(self.workdir, self.spec, plan)
+            write_plan(self.workdir, self.spec, 1, plan)
             begin_again()
         self.store.set(PLAN_KEY, json.dumps(asdict(plan)))
         self.under_way.set()
@@ -78,14 +79,18 @@ class Restarter:
         except RuntimeError:  # the first rank has ended, and the store with it
             return
         self.under_way.set()
-        if self.ranks.is_main:
-            write_plan(self.workdir, self.spec, plan)
-            self._await(lambda: store.add(SEEN_KEY, 0) >= self.ranks.world_size - 1)
-        else:
-            with suppress(RuntimeError):
-                store.add(SEEN_KEY, 1)
-                # Whoever comes back before the first rank has gone would join the old group.
-                self._await(lambda: not store.check([PLAN_KEY]))
+        try:
+            with suppress(RuntimeError):  # the store has gone already
+                if self.ranks.is_main:
+                    write_plan(self.workdir, self.spec, self.ranks.world_size, plan)
+                    self._await(lambda: store.add(SEEN_KEY, 0) >= self.ranks.world_size - 1)
+                else:
+                    store.add(SEEN_KEY, 1)
+                    # Whoever comes back before the first rank has gone would join the old group.
+                    self._await(lambda: not store.check([PLAN_KEY]))
+        except OSError as error:
+            print(f"shoal: {describe_os_error(error)}", file=sys.stderr, flush=True)
+            os._exit(EXIT_FAILED)
         begin_again()
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def shared_start(
     found: list[Any] = [None]
     if ranks.is_main:
         try:
-            plan = read_plan(workdir, spec)
+            plan = read_plan(workdir, spec, ranks.world_size)
+            if plan.retries and list_checkpoints(workdir):
+                # The job went on from there before it ran out of memory, and has saved since.
+                spec = replace(spec, resume_from_checkpoint=None)
             checkpoint = find_checkpoint(workdir, spec, report)
             if checkpoint is not None and checkpoint.rows_sha256 != rows_sha256:
                 raise UserError(

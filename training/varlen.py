@@ -40,7 +40,11 @@ def _probe(device: torch.device, head_size: int) -> bool:
             plain = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in texts]
             expected = torch.cat(plain, dim=2).transpose(1, 2)
             mine = [ours, *torch.autograd.grad(ours.sum(), states)]
-            theirs = [expected, *torch.autograd.grad(expected.sum(), states)]
+            theirs = [expected, *torch.autograd.grad(expected.sum(), states, retain_graph=True)]
+            last = torch.tensor([4], device=device)  # of the first text; the second stands for a tail
+            ours = varlen_attention(query, key, value, ends, lengths[:1], last, None)[:, last]
+            mine += [ours, *torch.autograd.grad(ours.sum(), states)]
+            theirs += [expected[:, last], *torch.autograd.grad(expected[:, last].sum(), states)]
     except (ImportError, RuntimeError, ValueError, TypeError):  # an older torch or card, or a size without a kernel
         return False
     return all(float((a - b).abs().max()) < PROBE_TOLERANCE for a, b in zip(mine, theirs, strict=True))
@@ -69,9 +73,10 @@ def varlen_attention(
         rows = varlen_attn(q, k, v, ends, ends, longest, longest, window_size=CAUSAL, **options)
         assert isinstance(rows, Tensor)
         return rows[None]
-    num_texts = len(lengths)
+    num_texts, num_tokens = len(lengths), sum(lengths)
     each = torch.arange(num_texts + 1, dtype=torch.int32, device=ends.device)
-    texts = ends[: num_texts + 1]
+    # Without the tail: backward writes the gradients of the keys it was told of, and nothing into the rest.
+    k, v, texts = k[:num_tokens], v[:num_tokens], ends[: num_texts + 1]
     rows = varlen_attn(q.index_select(0, last_index), k, v, each, texts, 1, longest, window_size=ALL, **options)
     assert isinstance(rows, Tensor)
     return torch.zeros_like(q).index_copy(0, last_index, rows)[None]

@@ -28,7 +28,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
-    plan = read_plan(workdir, spec)
+    plan = read_plan(workdir, spec, ranks.world_size)
     if spec.lora.r == OUT_OF_MEMORY and not plan.retries:
         if ranks.is_main:
             smaller = plan.smaller("training", 1, "CUDA out of memory")

@@ -61,13 +61,14 @@ def test_evaluation_gives_up_its_own_batch_alone() -> None:
     assert replace(plan, per_device_eval_batch_size=1).smaller("evaluation", 3, "") is None
 
 
-def test_a_plan_is_kept_for_the_same_sizes_only(tmp_path: Path) -> None:
+def test_a_plan_is_kept_for_the_same_settings_and_ranks_only(tmp_path: Path) -> None:
     spec = spec_of(8)
-    assert read_plan(tmp_path, spec) == Plan.of(spec)
+    assert read_plan(tmp_path, spec, 1) == Plan.of(spec)
     smaller = Plan.of(spec).smaller("training", 1, "CUDA out of memory")
     assert smaller is not None
-    write_plan(tmp_path, spec, smaller)
-    assert read_plan(tmp_path, spec) == smaller
-    assert read_plan(tmp_path, spec_of(4)) == Plan.of(spec_of(4))
+    write_plan(tmp_path, spec, 1, smaller)
+    assert read_plan(tmp_path, spec, 1) == smaller
+    assert read_plan(tmp_path, spec, 2) == Plan.of(spec)
+    assert read_plan(tmp_path, spec_of(4), 1) == Plan.of(spec_of(4))
     (tmp_path / PLAN_FILE).write_text("{")
-    assert read_plan(tmp_path, spec) == Plan.of(spec)
+    assert read_plan(tmp_path, spec, 1) == Plan.of(spec)
