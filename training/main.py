@@ -115,6 +115,8 @@ def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
         except Exception:
             restarter.wait_if_under_way()
             raise
+        finally:
+            stop.leave()
 
 
 class TerminalRecorder(FolderRecorder):

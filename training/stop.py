@@ -22,6 +22,10 @@ class StopRequest:
         """Take over SIGTERM; call it in the main thread."""
         signal.signal(signal.SIGTERM, lambda *_: self._request())
 
+    def leave(self) -> None:
+        """Give SIGTERM back to the system: what follows has nothing to save and ends at once."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _request(self) -> None:
         self.requested = True
         if not self._deferring:
