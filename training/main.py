@@ -116,6 +116,7 @@ def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
             restarter.wait_if_under_way()
             raise
         finally:
+            restarter.close()
             stop.leave()
 
 

@@ -41,13 +41,22 @@ class Restarter:
         self.spec, self.ranks, self.workdir = spec, ranks, workdir
         self.store: TCPStore | None = None
         self.under_way = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def watch(self) -> None:
         """Begin to watch for a rank that is out of memory; call it once the ranks have joined."""
         if self.ranks.world_size == 1:
             return
         self.store = self._connect()
-        threading.Thread(target=self._watch, args=(self._connect(),), name="restarter", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(self._connect(),), name="restarter", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the watch. Python, leaving with the thread in a call of the store, would abort the whole process."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join(PATIENCE_SECONDS)
 
     def restart(self, plan: Plan) -> NoReturn:
         """Begin again with `plan`, on every rank."""
@@ -74,7 +83,8 @@ class Restarter:
     def _watch(self, store: TCPStore) -> None:
         try:
             while not store.check([PLAN_KEY]):
-                time.sleep(POLL_SECONDS)
+                if self._closing.wait(POLL_SECONDS):
+                    return
             plan = Plan(**json.loads(store.get(PLAN_KEY)))
         except RuntimeError:  # the first rank has ended, and the store with it
             return
