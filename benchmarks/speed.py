@@ -84,11 +84,8 @@ class Runner:
                 self.result(self.work(side, zero, batch_size, repetition))
 
     def is_wanted(self, side: str, zero: str, _batch_size: int) -> bool:
-        """Whether the command line asks for the cell; Shoal's zero2 is compared with the peers' plain runs too."""
-        wanted = set(self.arguments.zero)
-        if side == "shoal" and zero == "zero2":
-            wanted |= {"zero2"} if "plain" in wanted else set()
-        return side in self.arguments.only and zero in wanted
+        """Whether the command line asks for the cell."""
+        return side in self.arguments.only and zero in self.arguments.zero
 
     def tuned_batch_sizes(self) -> dict[str, int]:
         """Return hf-tuned's best batch size under each ZeRO; without hf-tuned, those of earlier calibrations."""
@@ -150,12 +147,11 @@ def ordered_cells(tuned: dict[str, int]) -> list[tuple[str, str, int]]:
     """Return side, ZeRO and batch size of every cell of a repetition, those that are compared side by side."""
     cells: list[tuple[str, str, int]] = []
     for zero in DEEPSPEED:
-        ours = "zero3_offload" if zero == "zero3_offload" else "zero2"
-        cells += [("hf-usual", zero, USUAL_BATCH_SIZE), ("shoal", ours, USUAL_BATCH_SIZE)]
+        cells += [("hf-usual", zero, USUAL_BATCH_SIZE), ("shoal", zero, USUAL_BATCH_SIZE)]
         if zero == "plain":
             cells.append(("ms-swift", zero, USUAL_BATCH_SIZE))
         if zero in tuned:
-            cells += [("hf-tuned", zero, tuned[zero]), ("shoal", ours, tuned[zero])]
+            cells += [("hf-tuned", zero, tuned[zero]), ("shoal", zero, tuned[zero])]
     return list(dict.fromkeys(cells))
 
 

@@ -27,7 +27,7 @@ TARGETS = {
     ("hf-tuned", "newsgroups20"): 1.3,
 }
 """Tokens/s of Shoal over those of the peer; elsewhere 1: never slower."""
-SHOAL_ZERO = {"plain": "zero2", "zero2": "zero2", "zero3_offload": "zero3_offload"}
+ZEROS = ("plain", "zero2", "zero3_offload")
 GROUP = ("data_set", "model", "side", "zero", "batch_size")
 
 Row = dict[str, Any]
@@ -62,7 +62,7 @@ def comparisons(cells: list[Cell]) -> Iterator[Row]:
     """Yield a row for every peer's cells whose partners of Shoal are there; ratios are of the same repetition."""
     groups = grouped(cells)
     for (data_set, model, side, zero, batch_size), theirs in sorted(groups.items(), key=lambda item: sort_key(item[0])):
-        ours = groups.get((data_set, model, "shoal", SHOAL_ZERO[zero], batch_size), {})
+        ours = groups.get((data_set, model, "shoal", zero, batch_size), {})
         both = theirs.keys() & ours.keys()
         if side == "shoal" or not both:
             continue
@@ -79,7 +79,7 @@ def comparisons(cells: list[Cell]) -> Iterator[Row]:
 def sort_key(group: tuple[Any, ...]) -> tuple[Any, ...]:
     """Order groups as the command line does, not by letter."""
     data_set, model, side, zero, batch_size = group
-    sides, zeros = ["shoal", *PEERS], list(SHOAL_ZERO)
+    sides, zeros = ["shoal", *PEERS], list(ZEROS)
     return (model, list(DATA_SETS).index(data_set), sides.index(side), zeros.index(zero), batch_size)
 
 
@@ -148,8 +148,8 @@ def report(cells: list[Cell], rows: list[Row], command: str) -> str:
 
 Tokens are real ones, padding not counted. The ratio is of tokens/s, which do not depend on the texts a cell happens to
 draw: the median over repetitions of the ratio of two runs of the same repetition. Shoal runs `python training/main.py`
-with its defaults at the peer's batch size, under ds_configs/zero2.json against plain and ZeRO-2 peers and under
-ds_configs/zero3_offload.json against ZeRO-3 with offload. "plain" is without DeepSpeed.
+with its defaults (ds_configs/zero1.json) at the peer's batch size against peers without DeepSpeed ("plain"), and under
+the same file of ds_configs/ against peers with one.
 
 {peers}
 

@@ -92,7 +92,7 @@ def build_optimizer(
         report(f"optimizer: torch.optim.AdamW in host memory, since DeepSpeedCPUAdam does not build here ({reason})")
     else:
         report("optimizer: torch.optim.AdamW")
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
 def cpu_adam_obstacle() -> str | None:
@@ -114,7 +114,7 @@ def cpu_adam_obstacle() -> str | None:
 
 @contextmanager
 def _quiet_output() -> Iterator[None]:
-    """Keep the compiler's chatter off the terminal."""
+    """Keep what compilers and DeepSpeed print off the terminal."""
     stdout = sys.stdout
     with Path(os.devnull).open("w") as sink:
         sys.stdout = sink
@@ -132,7 +132,7 @@ def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, conf
     config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
     if zero_stage(config) == 3:
         gather_layer_by_layer(model)
-    with _refusals():
+    with _refusals(), _quiet_output():  # DeepSpeed prints the memory in use at each stage of its start
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
     return engine
 

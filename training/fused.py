@@ -11,26 +11,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners import lora
 from torch import Tensor, nn
+
+from training.fused_lora import fuse_lora
 
 ROTARY_ATTENTION = {
     "GemmaAttention", "LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention", "SmolLM3Attention",
 }  # fmt: skip
 """Attention layers whose module's `apply_rotary_pos_emb` is LLaMA's."""
 
-LORA_LINEAR = {"Linear", "Linear4bit", "Linear8bitLt"}
-"""PEFT's LoRA layers on linear ones, plain and of bitsandbytes."""
-
 
 def fuse_layers(model: nn.Module) -> None:
     """Give LoRA layers and RMS norms of a loaded model their fast forward and backward."""
+    fuse_lora(model)
     part: Any
     for part in model.modules():
-        if type(part).__name__ in LORA_LINEAR and isinstance(part, lora.LoraLayer):
-            if not part.use_dora.get(part.active_adapters[0], False):
-                part.forward = FusedLora(part)
-        elif type(part).__name__ in ROTARY_ATTENTION:
+        if type(part).__name__ in ROTARY_ATTENTION:
             fuse_rotary(part)
         elif type(part).__name__.endswith("RMSNorm") and hasattr(part, "variance_epsilon"):
             part.forward = FusedRMSNorm(part)
@@ -67,75 +63,6 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
     turned[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-way)
     turned[..., half:].addcmul_(x[..., :half], sin[..., half:], value=way)
     return turned
-
-
-class FusedLora:
-    """Forward of PEFT's LoRA on a linear layer: W x + s B A x without passes of their own for scale and sum."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return [..., out] for x [..., in]."""
-        layer = self.layer
-        name = layer.active_adapters[0]
-        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-        base = layer.base_layer
-        plain = layer.disable_adapters or layer.merged or len(layer.active_adapters) > 1 or args or kwargs
-        # DeepSpeed gathers the weights of a whole layer; where it does not, each part must be called itself.
-        partitioned = not a.numel() or not base.weight.numel()
-        if plain or partitioned or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
-            return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-        dropout, scaling = layer.lora_dropout[name], layer.scaling[name]
-        if type(base) is not nn.Linear or (isinstance(dropout, nn.Dropout) and layer.training):
-            return _AddLora.apply(base(x), dropout(x), a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
-        return _LoraLinear.apply(x, base.weight, base.bias, a, b, scaling)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _LoraLinear(torch.autograd.Function):
-    """x [..., in], weight [out, in], a [r, in], b [out, r] -> [..., out]. The weight is frozen."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = (rows @ a.t()).mul_(scaling)
-        output = F.linear(rows, weight, bias).addmm_(low, b.t())
-        ctx.save_for_backward(rows, weight, a, b, low)
-        ctx.scaling = scaling
-        return output.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
-        rows, weight, a, b, low = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        low_gradient = (flat @ b).mul_(ctx.scaling)
-        x_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = (flat @ weight).addmm_(low_gradient, a).view(*gradient.shape[:-1], -1)
-        return x_gradient, None, None, low_gradient.t() @ rows, flat.t() @ low, None
-
-
-class _AddLora(torch.autograd.Function):
-    """output [..., out] of the base + s (x A') B' for x [..., in]."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low = (rows @ a.t()).mul_(scaling)
-        ctx.save_for_backward(rows, a, b, low)
-        ctx.scaling = scaling
-        flat = output.reshape(-1, output.shape[-1])
-        return torch.addmm(flat, low, b.t()).view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:
-        rows, a, b, low = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        low_gradient = (flat @ b).mul_(ctx.scaling)
-        x_gradient = (low_gradient @ a).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[1] else None
-        return gradient, x_gradient, low_gradient.t() @ rows, flat.t() @ low, None
 
 
 class FusedRMSNorm:

@@ -83,7 +83,10 @@ def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> 
 
 def seed_random(seed: int, step: int, rank: int) -> None:
     """Seed dropout by place, so that a resumed run draws what an undisturbed one would."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    torch.default_generator.manual_seed(value)  # torch.manual_seed seeds all kinds of devices and takes a millisecond
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(value)
 
 
 def evaluate(run: TrainingRun, state: TrainingState, progress: TrainingProgress) -> Metrics:

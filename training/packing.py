@@ -17,16 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from training.cpu_attention import is_short, last_attention, short_attention
 from training.varlen import varlen_attention, varlen_works
 
 PACKED_ATTENTION = "shoal_packed"
-CPU_BF16_TOKENS = 256
-"""Length of a text from which bf16 attention is the faster one on a CPU (AVX512-bf16, torch 2.13)."""
 ROW_MULTIPLE = 64
 """A packed row is filled up to a multiple of this many tokens. Matrix products are faster on shapes seen before: oneDNN
 compiles each new one, and a card's allocator finds a freed block that fits."""
-SHORTEST_SHARE = 0.75
-"""Texts are folded together down to this share of the longest: attention's work grows with the square of it."""
+LENGTH_MULTIPLE = 32
+"""Texts folded together are filled up to a multiple of this many tokens, for the same reason."""
+SHORTER_BY = (0.25, 64)
+"""Texts are folded together if they are shorter than the longest by at most this share of it, or so many tokens."""
+MOST_TEXTS = 8
+"""Texts that are folded together at most: more would be no faster, and each number is a shape of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Packing:
     lengths: list[int]
     """Tokens of each text."""
     groups: list[tuple[int, int]]
-    """(texts, tokens of the longest) of each group of neighbours that are folded together; they make up R."""
+    """(texts, tokens each is filled up to) of each group of neighbours that are folded together; they make up R."""
     fold_index: Tensor
     """[R]: the packed position of each padded position; padding points at the text's last token."""
     unfold_index: Tensor
@@ -95,13 +98,16 @@ class Packing:
 
 
 def group_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (texts, longest) of each run of neighbours no shorter than a share of the run's first."""
+    """Return (texts, tokens a text is filled up to) of each run of neighbours not much shorter than the run's first."""
     groups: list[tuple[int, int]] = []
+    longest = 0
     for length in lengths:
-        if groups and SHORTEST_SHARE * groups[-1][1] <= length <= groups[-1][1]:
+        shortest = longest - max(SHORTER_BY[0] * longest, SHORTER_BY[1])
+        if groups and shortest <= length <= longest and groups[-1][0] < MOST_TEXTS:
             groups[-1] = (groups[-1][0] + 1, groups[-1][1])
         else:
-            groups.append((1, length))
+            longest = length
+            groups.append((1, length + -length % LENGTH_MULTIPLE))
     return groups
 
 
@@ -172,11 +178,11 @@ def packed_attention(
         return _last_attention(query, key, value, packing, options), None
     outputs = []
     for q, k, v in zip(packing.fold(query), packing.fold(key), packing.fold(value), strict=True):
-        # PyTorch's bf16 attention is two to four times slower than its fp32 one on a CPU while texts are short.
-        in_fp32 = q.device.type == "cpu" and q.shape[2] < CPU_BF16_TOKENS
-        dtype = torch.float32 if in_fp32 else q.dtype
-        output = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), is_causal=True, **options)
-        outputs.append(output.to(q.dtype).transpose(1, 2).flatten(0, 1))
+        if is_short(q, k) and not dropout:
+            output = short_attention(q, k, v, scaling)
+        else:
+            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
     return _Unfold.apply(torch.cat(outputs), packing)[None], None  # type: ignore[no-untyped-call]
 
 
@@ -187,10 +193,15 @@ def _last_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
     first = 0
     for k, v in zip(packing.fold(key), packing.fold(value), strict=True):
         num_texts, longest = len(k), k.shape[2]
-        length = torch.tensor(packing.lengths[first : first + num_texts], device=k.device)
-        mask = (torch.arange(longest, device=k.device) < length[:, None])[:, None, None]
+        lengths = packing.lengths[first : first + num_texts]
         q = queries[first : first + num_texts]
-        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)[:, :, 0])
+        if is_short(q, k) and not options["dropout_p"]:
+            output = last_attention(q, k, v, lengths, options["scale"])
+        else:
+            length = torch.tensor(lengths, device=k.device)
+            mask = (torch.arange(longest, device=k.device) < length[:, None])[:, None, None]
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+        outputs.append(output[:, :, 0])
         first += num_texts
     rows = query.new_zeros(query.shape[2], query.shape[1], value.shape[3])
     return rows.index_copy(0, packing.last_index, torch.cat(outputs))[None]

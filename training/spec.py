@@ -234,8 +234,10 @@ class JobSpec:
     data: DataSpec
     lora: LoraSpec = field(default_factory=LoraSpec)
     training: TrainingSpec = field(default_factory=TrainingSpec)
-    deepspeed: str | dict[str, Any] = "ds_configs/zero2.json"
-    """DeepSpeed JSON file, or its content. "auto" values are filled in; unknown keys are refused."""
+    deepspeed: str | dict[str, Any] = "ds_configs/zero1.json"
+    """DeepSpeed JSON file, or its content. "auto" values are filled in; unknown keys are refused.
+
+    Stage 1 is the fastest, and an adapter's gradients, which stage 2 would split too, are small."""
     output_dir: str = "outputs/job"
     """Folder of everything the job writes."""
     resume_from_checkpoint: str | None = None

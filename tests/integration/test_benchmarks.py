@@ -36,7 +36,7 @@ def test_speed_measures_both_sides_and_repeats_nothing(data: Path, tiny_model: P
     results = tmp_path / "out" / "speed.json"
     content = json.loads(results.read_text())
     shoal, usual = sorted(content["cells"], key=lambda cell: cell["side"] == "hf-usual")
-    assert (shoal["side"], shoal["zero"], usual["side"], usual["zero"]) == ("shoal", "zero2", "hf-usual", "plain")
+    assert (shoal["side"], shoal["zero"], usual["side"], usual["zero"]) == ("shoal", "plain", "hf-usual", "plain")
     for cell in (shoal, usual):
         assert cell["batch_size"] == 8 and cell["measured_steps"] == 3 and cell["model"] == tiny_model.name
         # 24 texts of 3 to 25 words and a beginning

@@ -96,7 +96,7 @@ def test_a_streamed_base_trains_to_the_bit_as_one_loaded_whole(
     assert all(weights[name].equal(tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("config", ["zero2", "zero3_offload"])
+@pytest.mark.parametrize("config", ["zero1", "zero2", "zero3_offload"])
 def test_bf16_micro_batches_add_up_as_one_batch_does(
     config: str, reference: tuple[list[float], RunResult], job_flags: list[str], tmp_path: Path
 ) -> None:
@@ -151,13 +151,15 @@ def test_precisions_and_kinds_of_adapter(flags: tuple[str, ...], job_flags: list
     assert result.validation["loss"] < result.untrained_validation["loss"]
 
 
-@pytest.mark.parametrize(("config", "num_ranks"), [("zero2", 1), ("zero3_offload", 2)])
+@pytest.mark.parametrize(
+    ("config", "num_ranks", "bf16"), [("zero2", 1, "false"), ("zero1", 2, "true"), ("zero3_offload", 2, "false")]
+)
 def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(
-    config: str, num_ranks: int, job_flags: list[str], tmp_path: Path
+    config: str, num_ranks: int, bf16: str, job_flags: list[str], tmp_path: Path
 ) -> None:
     flags = [
         *job_flags, "--num_train_epochs=8", "--save_steps=5", "--lora_dropout=0.1", "--save_total_limit=3",
-        f"--deepspeed=ds_configs/{config}.json", f"--per_device_train_batch_size={8 // num_ranks}",
+        f"--deepspeed=ds_configs/{config}.json", f"--per_device_train_batch_size={8 // num_ranks}", f"--bf16={bf16}",
     ]  # fmt: skip
     train(flags, tmp_path / "undisturbed", num_ranks=num_ranks)
     folder = tmp_path / "killed"
