@@ -79,13 +79,10 @@ class Runner:
         """Calibrate, then run every repetition."""
         sizes = self.tuned_batch_sizes()
         for repetition in range(self.arguments.repeat):
-            cells = [cell for cell in ordered_cells(sizes) if self.is_wanted(*cell)]
+            asked = self.arguments
+            cells = [cell for cell in ordered_cells(sizes) if cell[0] in asked.only and cell[1] in asked.zero]
             for side, zero, batch_size in cells if repetition % 2 == 0 else reversed(cells):
                 self.result(self.work(side, zero, batch_size, repetition))
-
-    def is_wanted(self, side: str, zero: str, _batch_size: int) -> bool:
-        """Whether the command line asks for the cell."""
-        return side in self.arguments.only and zero in self.arguments.zero
 
     def tuned_batch_sizes(self) -> dict[str, int]:
         """Return hf-tuned's best batch size under each ZeRO; without hf-tuned, those of earlier calibrations."""

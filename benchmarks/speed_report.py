@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from speed_cells import SETTINGS, Cell
+from speed_cells import DEEPSPEED, SETTINGS, Cell
 from speed_clock import WARMUP_STEPS
 from speed_material import DATA_SETS, LORA_R
 
@@ -27,7 +27,6 @@ TARGETS = {
     ("hf-tuned", "newsgroups20"): 1.3,
 }
 """Tokens/s of Shoal over those of the peer; elsewhere 1: never slower."""
-ZEROS = ("plain", "zero2", "zero3_offload")
 GROUP = ("data_set", "model", "side", "zero", "batch_size")
 
 Row = dict[str, Any]
@@ -79,7 +78,7 @@ def comparisons(cells: list[Cell]) -> Iterator[Row]:
 def sort_key(group: tuple[Any, ...]) -> tuple[Any, ...]:
     """Order groups as the command line does, not by letter."""
     data_set, model, side, zero, batch_size = group
-    sides, zeros = ["shoal", *PEERS], list(ZEROS)
+    sides, zeros = ["shoal", *PEERS], list(DEEPSPEED)
     return (model, list(DATA_SETS).index(data_set), sides.index(side), zeros.index(zero), batch_size)
 
 
