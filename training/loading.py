@@ -62,7 +62,7 @@ def stream_base(
     if not _is_plain(checkpoint, config):
         return None
     files = _checkpoint_files(checkpoint, revision)
-    model = _skeleton(checkpoint, config, dtype, device, quantization)
+    model = skeleton(checkpoint, config, dtype, device, quantization)
     sources = _match(model, _stored_tensors(files), head) if files and _is_plain_model(model, head) else None
     if sources is None:
         return None
@@ -117,7 +117,7 @@ def _stored_tensors(files: list[str]) -> dict[str, StoredTensor]:
     return found
 
 
-def _skeleton(
+def skeleton(
     checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device, quantization: BitsAndBytesConfig | None
 ) -> Any:
     """Return the classifier without a weight, its linear layers replaced where they will be quantized."""

@@ -174,6 +174,10 @@ def load_base(
     return model
 
 
+LoadBase = Callable[[ModelSpec, str, Any, torch.dtype, torch.device, Partition | None], Any]
+"""`load_base`, or what takes its place."""
+
+
 def _load_whole(
     spec: ModelSpec,
     checkpoint: str,
@@ -254,11 +258,12 @@ def build_classifier(
     dtype: torch.dtype,
     device: torch.device,
     partition: Partition | None = None,
+    load: LoadBase = load_base,
 ) -> PeftModel:
     """Return base + adapter + head. Same seed, same first weights, whatever the number of ranks."""
     if lora.use_dora:
         partition = None  # DoRA's magnitudes are computed from whole weights
-    return add_adapter(load_base(model_spec, checkpoint, config, dtype, device, partition), lora, dtype)
+    return add_adapter(load(model_spec, checkpoint, config, dtype, device, partition), lora, dtype)
 
 
 def use_packed_attention(model: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -56,31 +57,30 @@ class Packing:
     def of(lengths: Sequence[int], device: torch.device) -> Packing:
         """Lay out texts of these many tokens."""
         groups = group_lengths(lengths)
-        length = torch.tensor(lengths)
-        ends = F.pad(torch.cumsum(length, 0), (1, 0))
-        width = torch.repeat_interleave(
-            torch.tensor([size for _, size in groups]), torch.tensor([n for n, _ in groups])
-        )
-        row_starts = torch.cumsum(width, 0) - width
-        text_of_row = torch.repeat_interleave(torch.arange(len(lengths)), width)
-        column = torch.arange(int(width.sum())) - row_starts[text_of_row]
-        fold = ends[:-1][text_of_row] + torch.minimum(column, (length - 1)[text_of_row])
-        text_of_token = torch.repeat_interleave(torch.arange(len(lengths)), length)
+        length = np.asarray(lengths)
+        ends = np.concatenate([[0], np.cumsum(length)])
+        width = np.repeat([size for _, size in groups], [number for number, _ in groups])
+        row_starts = np.cumsum(width) - width
+        text_of_row = np.repeat(np.arange(len(length)), width)
+        column = np.arange(width.sum()) - row_starts[text_of_row]
+        fold = ends[:-1][text_of_row] + np.minimum(column, (length - 1)[text_of_row])
+        text_of_token = np.repeat(np.arange(len(length)), length)
         num_tokens = int(ends[-1])
-        position = torch.arange(num_tokens) - ends[:-1][text_of_token]
+        position = np.arange(num_tokens) - ends[:-1][text_of_token]
         tail = -num_tokens % ROW_MULTIPLE
 
-        def there(index: Tensor) -> Tensor:
-            return index.to(device, non_blocking=True)
+        def there(index: np.ndarray[Any, Any]) -> Tensor:
+            return torch.from_numpy(index).to(device, non_blocking=True)
 
+        all_ends = np.append(ends, num_tokens + tail) if tail else ends
         return Packing(
             lengths=list(lengths),
             groups=groups,
             fold_index=there(fold),
             unfold_index=there(row_starts[text_of_token] + position),
-            position_ids=there(F.pad(position, (0, tail))[None]),
+            position_ids=there(np.pad(position, (0, tail))[None]),
             last_index=there(ends[1:] - 1),
-            ends=there(F.pad(ends, (0, 1), value=num_tokens + tail).int() if tail else ends.int()),
+            ends=there(all_ends.astype(np.int32)),
         )
 
     @property

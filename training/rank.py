@@ -28,7 +28,15 @@ from training.fused import fuse_layers
 from training.loop import train
 from training.material import Material, load_material
 from training.memory import OutOfMemory, memory_watched
-from training.model import build_classifier, can_pack, recompute_activations, resolve_checkpoint, use_packed_attention
+from training.model import (
+    LoadBase,
+    build_classifier,
+    can_pack,
+    load_base,
+    recompute_activations,
+    resolve_checkpoint,
+    use_packed_attention,
+)
 from training.packing import PackedClassifier
 from training.plan import Plan, RetryWith
 from training.ranks import Ranks
@@ -150,12 +158,16 @@ def build_run(
     checkpoint: Checkpoint | None,
     report: Callable[[str], None],
     stop: StopRequest | None,
+    load: LoadBase = load_base,
 ) -> tuple[TrainingRun, dict[str, Any]]:
-    """Build model and engine; return the run and the facts about the model that stand in the result."""
+    """Build model and engine; return the run and the facts about the model that stand in the result.
+
+    `load` is another than `load_base` where memory is forecast.
+    """
     torch.manual_seed(spec.seed)
     peft_model = build_classifier(
         spec.model, spec.lora, material.checkpoint, material.config, material.dtype, device,
-        zero3_partition(deepspeed_config),
+        zero3_partition(deepspeed_config), load,
     )  # fmt: skip
     packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:

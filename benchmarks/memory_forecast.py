@@ -1,0 +1,116 @@
+"""Is the memory forecast right? Random jobs, forecast and then run, two steps each, on the CPU.
+
+    python benchmarks/memory_forecast.py                 # 300 jobs, about half an hour; goes on where it was stopped
+    python benchmarks/memory_forecast.py --jobs 12 --output outputs/memory_forecast
+
+What is compared: the largest sum of bytes of all tensors that are alive in the first rank from the loading of the model
+to the last evaluation. A job's is what PyTorch's allocator told its profiler; the forecast's comes from config.json, the
+texts' lengths and the settings. Beside it what DeepSpeed's `estimate_zero*_model_states_mem_needs` and
+`accelerate estimate-memory` say of the same jobs. Writes memory_forecast.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.forked import fork, preload, run_forked, wait  # noqa: E402
+from benchmarks.memory_forecast_job import (  # noqa: E402
+    Job,
+    draw_job,
+    forecast_job,
+    measure_job,
+    say_peers,
+    write_inputs,
+)
+from benchmarks.memory_forecast_report import write_results  # noqa: E402
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=300, metavar="N", help="how many (default: 300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="jobs at a time")
+    parser.add_argument("--fresh", action="store_true", help="run again what is in the results")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser.parse_args()
+
+
+def run_job(job: Job, folder: Path) -> dict[str, Any]:
+    """Forecast, run and ask the peers about one job; return its row."""
+    folder.mkdir()
+    log = folder / "log.txt"
+    row: dict[str, Any] = {"job": job.to_dict()}
+    tasks: dict[str, Callable[[], int]] = {
+        "inputs": lambda: write_inputs(job, folder),
+        "forecast": lambda: forecast_job(job, folder),
+        "peers": lambda: say_peers(job, folder),
+    }
+    for name, task in tasks.items():
+        started = time.monotonic()
+        if run_forked(task, log) != 0:
+            return row | {"error": f"{name}: {_tail(log)}"}
+        row[f"{name}_seconds"] = round(time.monotonic() - started, 1)
+    if any(measure_job(job, folder, log)):
+        return row | {"error": f"job: {_tail(log)}"}
+    for name in ("forecast", "peers", "measured"):
+        row[name] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return row
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+
+
+def work(jobs: list[Job], file: Path) -> int:
+    """Run jobs one after the other; append each one's row to `file`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for job in jobs:
+            row = run_job(job, Path(temporary) / job.name)
+            with file.open("a", encoding="utf-8") as rows:
+                rows.write(json.dumps(row) + "\n")
+            if "error" in row:
+                print(f"{job.name} FAILED {job.to_dict()}\n{row['error']}", flush=True)
+            else:
+                error = row["forecast"]["bytes"] / row["measured"]["bytes"] - 1
+                print(f"{job.name}: {row['measured']['bytes'] / 2**20:,.1f} MiB, forecast {error:+.2%}", flush=True)
+    return 0
+
+
+def main() -> int:
+    """Run the jobs and write the results; 1 where a job failed or the forecasts miss their bounds."""
+    arguments = parse_arguments()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    preload()
+    parts = [arguments.output / f".memory_forecast_{number}.jsonl" for number in range(arguments.workers)]
+    if arguments.fresh:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    done = {row["job"]["name"] for row in read_rows(parts)}
+    jobs = [job for number in range(arguments.jobs) if (job := draw_job(number, arguments.seed)).name not in done]
+    workers = [
+        fork(lambda part=part, mine=jobs[number :: len(parts)]: work(mine, part), Path("/dev/stdout"))  # type: ignore[misc]
+        for number, part in enumerate(parts)
+    ]
+    wait(workers, timeout_seconds=24 * 3600)
+    return write_results(read_rows(parts), arguments.output)
+
+
+def read_rows(parts: list[Path]) -> list[dict[str, Any]]:
+    """Return the rows all workers have written."""
+    return [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

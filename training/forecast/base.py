@@ -1,0 +1,119 @@
+"""A frozen base of fake tensors, quantized as asked: `training.model.load_base` without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from training.loading import Partition, skeleton
+from training.model import HEAD, quantization_config
+from training.spec import ModelSpec
+
+
+def fake_base(
+    spec: ModelSpec,
+    checkpoint: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    partition: Partition | None = None,
+) -> Any:
+    """Return what `load_base` returns, on `device` from the start. Call it under FakeTensorMode."""
+    quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
+    with _disable_current_modes():
+        model = skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
+    for name, parameter in list(model.named_parameters()):
+        layer_name, _, attribute = name.rpartition(".")
+        layer = model.get_submodule(layer_name)
+        fake = _fake_parameter(layer, attribute, parameter, dtype, device)
+        setattr(layer, attribute, fake)
+        if partition is not None and spec.quantization != "int8" and not name.startswith(f"{HEAD}."):
+            partition(fake)
+    for name, buffer in list(model.named_buffers()):
+        layer_name, _, attribute = name.rpartition(".")
+        model.get_submodule(layer_name)._buffers[attribute] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _fake_parameter(
+    layer: Any, attribute: str, parameter: nn.Parameter, dtype: torch.dtype, device: torch.device
+) -> nn.Parameter:
+    """Return a parameter as `load_base` makes it of this one of the skeleton."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    shape = parameter.shape
+    if attribute == "weight" and isinstance(layer, Linear4bit):
+        return _in_4_bits(layer, shape, dtype, device)
+    if attribute == "weight" and isinstance(layer, Linear8bitLt):
+        return _in_8_bits(shape, dtype, device)
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def _in_4_bits(layer: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """nf4: half a byte a weight, held in `dtype`, and the fp32 maximum of each block.
+
+    bitsandbytes' Params4bit wraps no fake tensor; its layers ask the weight for a few attributes only.
+    """
+    from bitsandbytes.functional import QuantState
+
+    old = layer.weight
+    packed = torch.empty(shape.numel() // 2 // dtype.itemsize, 1, dtype=dtype, device=device)
+    absmax = torch.empty(-(-shape.numel() // old.blocksize), dtype=torch.float32, device=device)
+    state = QuantState(
+        absmax=absmax, shape=shape, dtype=dtype, blocksize=old.blocksize, quant_type=old.quant_type,
+        code=torch.empty(16, dtype=torch.float32, device=device),
+    )  # fmt: skip
+    layer.quant_state = state
+    weight = nn.Parameter(packed, requires_grad=False)
+    for name, value in {
+        "quant_state": state, "quant_type": old.quant_type, "blocksize": old.blocksize, "bnb_quantized": True,
+        "compress_statistics": False, "quant_storage": dtype,
+    }.items():  # fmt: skip
+        setattr(weight, name, value)
+    return weight
+
+
+def _in_8_bits(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """int8: a byte a weight and the fp32 scale of each row, made of the whole weight at once."""
+    whole = torch.empty(shape, dtype=dtype, device=device)
+    codes, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(whole.to(torch.float16))
+    weight = nn.Parameter(codes, requires_grad=False)
+    weight.CB, weight.SCB = weight.data, scales  # type: ignore[attr-defined]
+    return weight
+
+
+def stand_ins() -> dict[Any, Any]:
+    """Return bitsandbytes' kernels as the operations they are made of on a CPU (its backends/default/ops.py).
+
+    How many columns of activations are outliers depends on values; there are none here.
+    """
+    from bitsandbytes.backends.default.ops import _gemm_4bit_default_impl
+
+    kernels = torch.ops.bitsandbytes
+    return {
+        kernels.gemm_4bit: _gemm_4bit_default_impl,
+        kernels.int8_vectorwise_quant: _quantize_rows,
+        kernels.int8_mixed_scaled_mm: _multiply_in_8_bits,
+    }
+
+
+def _quantize_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor | None]:
+    outliers = None
+    if threshold > 0:
+        outliers = torch.empty(0, dtype=torch.int64, device=values.device)
+        mask = values.abs() >= threshold  # kept to the end, as there
+    scales = torch.max(values.abs(), dim=1).values.float()
+    codes = torch.round(values * (127.0 / scales.unsqueeze(-1))).to(torch.int8)
+    return codes, scales, outliers
+
+
+def _multiply_in_8_bits(
+    values: Tensor, codes: Tensor, weight: Tensor, scales: Tensor, weight_scales: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    multiply = torch.ops.bitsandbytes.int8_scaled_mm.default
+    output = multiply(codes, weight, scales, weight_scales, dtype=values.dtype)
+    return output, torch.empty(0, dtype=values.dtype, device=values.device)

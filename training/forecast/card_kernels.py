@@ -1,0 +1,55 @@
+"""What PyTorch's CUDA kernels for attention and RMS norm take and keep, for the fake card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def varlen_works(query: Tensor) -> bool:
+    """Cards that multiply bf16 have the variable-length kernel."""
+    return query.dtype == torch.bfloat16
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ends: Tensor,
+    lengths: Sequence[int],
+    last_index: Tensor | None,
+    scaling: float | None,
+) -> Tensor:
+    """Stand in for training.varlen's: [1, H, T, D] and [1, H_kv, T, D] -> [1, T, H, D]."""
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    if last_index is None:
+        return _Flash.apply(q, k, v)[None]  # type: ignore[no-any-return,no-untyped-call]
+    rows = q.new_zeros(q.shape)
+    return rows.index_copy(0, last_index, _Flash.apply(q[last_index], k, v))[None]  # type: ignore[no-untyped-call]
+
+
+class _Flash(torch.autograd.Function):
+    """FlashAttention 2 (Dao 2023): keeps its inputs, its output and fp32 log-sum-exps; backward adds up in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        output = torch.empty_like(q, memory_format=torch.contiguous_format)
+        log_sums = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, output, log_sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, _, log_sums = ctx.saved_tensors
+        sums, wide = torch.empty_like(log_sums), torch.empty_like(q, dtype=torch.float32)
+        expanded = [torch.empty(q.shape[1], k.shape[0], k.shape[2], dtype=k.dtype, device=k.device) for _ in range(2)]
+        del sums, wide, expanded
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def rms_norm(states: Tensor, shape: Sequence[int], weight: Tensor, epsilon: float) -> Tensor:
+    """Call the kernel that torch.nn.functional.rms_norm is on CUDA; elsewhere it is made of smaller operations."""
+    return torch.ops.aten._fused_rms_norm(states, shape, weight, epsilon)[0]  # type: ignore[no-any-return]

@@ -1,0 +1,210 @@
+"""Forecast of a job's peak memory, on its card and in host memory, by cause, before anything runs.
+
+    python -m training.forecast.estimate < requests.jsonl > estimates.jsonl      # what the launcher calls
+
+A request is {"spec", "config", "shape", "dtype", "world_size", "on_card"}, see `forecast`. Needs no weights, no data
+and no card: the model's config.json is enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training import __version__
+from training.batches import cut_batch
+from training.cache import cached
+from training.errors import UserError
+from training.spec import JobSpec
+
+MIB = 1 << 20
+
+CUDA_CONTEXT = 500 * MIB
+"""CUDA's own memory in a process, with the kernels of PyTorch, bitsandbytes and cuBLAS loaded."""
+CUBLAS_WORKSPACE = 33 * MIB
+"""PyTorch's cuBLAS workspaces (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8, and 32 MiB for cuBLASLt)."""
+NCCL_BUFFERS = 400 * MIB
+"""Of a job of several ranks."""
+ALLOCATOR_SLACK = 0.04
+"""Share of the tensors' bytes that PyTorch's allocator holds beyond them: rounded blocks, gaps."""
+PROCESS = 750 * MIB
+"""Host memory of a rank after its imports."""
+SAFETY_MARGIN = 0.03
+"""Share by which a forecast of tensors may be too low."""
+
+WRITTEN, KEPT = "checkpoint being written", "best weights kept"
+
+Bytes = dict[str, int]
+"""Cause -> bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What of a job's data its memory depends on: the largest micro-batches, as the tokens of each of their texts."""
+
+    training: list[int]
+    evaluation: list[int]
+    accumulates: bool
+    """Whether a step adds up several micro-batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Peak memory of one rank."""
+
+    card: Bytes = field(default_factory=dict)
+    """At the card's peak; empty for a job on the CPU."""
+    host: Bytes = field(default_factory=dict)
+    """At the host memory's peak."""
+    phase: str = "training"
+    """In which the card (without one, the host) has its peak: loading, training or evaluation."""
+    tensors: dict[str, Bytes] = field(default_factory=dict)
+    """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts."""
+
+    @property
+    def card_bytes(self) -> int:
+        """All of a card's memory that the rank needs."""
+        return sum(self.card.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """All of the host memory that the rank needs."""
+        return sum(self.host.values())
+
+
+def largest_micro_batch(lengths: Sequence[int], token_budget: int, most_texts: int, world_size: int) -> list[int]:
+    """Return the texts, as their tokens, of the largest micro-batch that `training.batches` could cut for a rank.
+
+    `most_texts` are in a step of all ranks. The largest come of texts that are neighbours in length.
+    """
+    ordered = sorted(lengths, reverse=True)
+    best: list[int] = []
+    for first, longest in enumerate(ordered):
+        if first and ordered[first - 1] == longest:
+            continue
+        batch = ordered[first : first + most_texts]
+        cut = cut_batch(range(len(batch)), batch, rank=0, world_size=world_size, token_budget=token_budget)[0]
+        micro_batch = [batch[index] for index in cut]
+        if sum(micro_batch) > sum(best):
+            best = micro_batch
+    return best
+
+
+def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[int] | None, world_size: int) -> Shape:
+    """Return the shape of a job on texts of these many tokens (train; all others). Without them, all are longest."""
+    training, longest = spec.training, spec.data.max_seq_length
+    step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    budget, evaluation = training.per_device_train_batch_size * longest, training.per_device_eval_batch_size * longest
+    train = [min(length, longest) for length in lengths] if lengths else [longest] * step * world_size
+    others = [min(length, longest) for length in evaluated] if evaluated else [longest] * training.per_device_eval_batch_size * world_size
+    largest = largest_micro_batch(train, budget, step * world_size, world_size)
+    return Shape(
+        training=largest,
+        evaluation=largest_micro_batch(others, evaluation, len(others), world_size),
+        accumulates=min(step * world_size, len(train)) > len(largest) * world_size,
+    )
+
+
+def forecast(
+    spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
+) -> MemoryEstimate:
+    """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16 or fp32.
+
+    Cached by content. Raises UserError for what the trainer would refuse.
+    """
+    settings = spec.to_dict()
+    used = {
+        "model": {**settings["model"], "model_name_or_path": ""}, "lora": settings["lora"],
+        "training": settings["training"], "max_seq_length": spec.data.max_seq_length, "deepspeed": _content(spec),
+        "config": config, "shape": asdict(shape), "dtype": dtype, "world_size": world_size, "on_card": on_card,
+        "code": _code(),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:32]
+
+    def make(target: Path) -> None:
+        estimate = _simulated(spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+        target.write_text(json.dumps(asdict(estimate)), encoding="utf-8")
+
+    return MemoryEstimate(**json.loads(cached(f"forecast/{key}.json", make).read_text(encoding="utf-8")))
+
+
+def _content(spec: JobSpec) -> Any:
+    from training.deepspeed_config import read_deepspeed_config
+
+    return read_deepspeed_config(spec.deepspeed)[0]
+
+
+def _code() -> str:
+    """Return a hash of what a forecast is computed with."""
+    from importlib.metadata import version
+
+    packages = [version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")]
+    sources = [file.read_bytes() for file in sorted(Path(__file__).resolve().parents[1].rglob("*.py"))]
+    return hashlib.sha256(b"".join([__version__.encode(), *(name.encode() for name in packages), *sources])).hexdigest()
+
+
+def _simulated(
+    spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
+) -> MemoryEstimate:
+    """Run the job on fake tensors and add what they do not show."""
+    import torch
+    from transformers import AutoConfig
+
+    from training.forecast.simulate import simulate
+    from training.plan import Plan
+
+    model_config = AutoConfig.for_model(**config)
+    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    simulation = simulate(spec, Plan.of(spec), model_config, kind, world_size, shape, on_card=on_card)
+    own = {WRITTEN: 12 * simulation.trained, KEPT: kind.itemsize * simulation.trained}
+    card: Bytes = {}
+    host: Bytes = {}
+    phase = ""
+    for name, peaks in simulation.peaks.items():
+        here = peaks.get("host", {})
+        if name == "loading" and on_card and spec.model.quantization == "none":
+            here = here | {"weights on their way to the card": simulation.base_on_card}
+        if name != "loading":
+            here = here | own
+        if sum(here.values()) > sum(host.values()):
+            host, phase = here, phase if on_card else name
+        there = peaks.get("card", {})
+        if sum(there.values()) > sum(card.values()):
+            card, phase = there, name
+    tensors = {
+        name: {place: sum(causes.values()) for place, causes in peaks.items()}
+        for name, peaks in simulation.peaks.items()
+    }
+    if on_card:
+        slack = round(ALLOCATOR_SLACK * sum(card.values()))
+        card = card | {"allocator slack": slack, "CUDA context": CUDA_CONTEXT, "cuBLAS workspace": CUBLAS_WORKSPACE}
+        if world_size > 1:
+            card["NCCL buffers"] = NCCL_BUFFERS
+    return MemoryEstimate(card=card, host=host | {"process": PROCESS}, phase=phase, tensors=tensors)
+
+
+def main() -> int:
+    """Answer requests, one a line."""
+    from training.parse import build
+    from training.rank import quiet_libraries
+
+    quiet_libraries()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            spec = build(JobSpec, request.pop("spec"), "request")
+            estimate = forecast(spec, request.pop("config"), Shape(**request.pop("shape")), **request)
+            answer = {"ok": True, "estimate": asdict(estimate)}
+        except UserError as error:
+            answer = {"ok": False, "error": str(error)}
+        print(json.dumps(answer), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

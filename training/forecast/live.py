@@ -1,0 +1,150 @@
+"""Adds up the live bytes of all tensors while a program runs on fake ones."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from functools import cache, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Place = tuple[str, str]
+"""Device type and cause."""
+
+_SCALARS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0}
+"""What a fake tensor's only value is taken for; integers are 1."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within this context every tensor that an operation makes is counted until its storage dies.
+
+    Enter it after FakeTensorMode. `stand_ins` maps a kernel to the operations it is made of, `causes` an
+    operation to what its outputs are counted under.
+    """
+
+    def __init__(self, stand_ins: dict[Any, Callable[..., Any]], causes: dict[Any, str]) -> None:
+        super().__init__()
+        self.stand_ins, self.causes = stand_ins, causes
+        self.cause = "other"
+        self.live: Counter[Place] = Counter()
+        self.peaks: dict[str, Counter[Place]] = {}
+        """Device type -> what was alive when its total was largest."""
+        self._totals: Counter[str] = Counter()
+        self._most: Counter[str] = Counter()
+        self._storages: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return _SCALARS.get(args[0].dtype, 1)
+        parts = self.stand_ins.get(func.overloadpacket) or _parts(func)
+        if parts is not None:
+            with self:
+                return parts(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if torch.Tag.pointwise in func.tags:
+            self._convert(args, output)
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                if isinstance(leaf, FakeTensor):
+                    leaf.constant = None  # torch would compute with known values for real
+                if func.is_view and args and isinstance(args[0], Tensor):
+                    self._alias(leaf, args[0])
+                self.note(leaf, self.causes.get(func.overloadpacket))
+        return output
+
+    def _alias(self, view: Tensor, base: Tensor) -> None:
+        """Take a view's storage for that of what it shows: FakeTensorMode at times gives it one of its own."""
+        own, shown = view.untyped_storage(), base.untyped_storage()
+        key = own._cdata
+        if key == shown._cdata or key in self._storages:
+            return
+        entry = [view.device.type, self.cause, 0]
+        # The view keeps alive what it shows.
+        self._storages[key] = (weakref.ref(own, lambda _, key=key, entry=entry, shown=shown: self._dies(key, entry)), entry)
+
+    def _convert(self, inputs: Any, output: Any) -> None:
+        """Count the copies in a common type that element-wise operations make of their operands on a CPU."""
+        operands = [value for value in inputs if isinstance(value, Tensor) and value.dim()]
+        if not operands or not isinstance(output, Tensor) or output.device.type != "cpu":
+            return
+        common = reduce(torch.promote_types, (value.dtype for value in operands))
+        sized = [*operands, output] if output.dtype.is_floating_point else operands
+        self._rise(sum(value.numel() * common.itemsize for value in sized if value.dtype != common))
+
+    def _rise(self, size: int) -> None:
+        """Count bytes of host memory that are gone again at once."""
+        if size:
+            entry = ["cpu", self.cause, size]
+            self._add("cpu", self.cause, size)
+            self._dies(0, entry)
+
+    def note(self, tensor: Tensor, cause: str | None = None) -> None:
+        """Count a tensor's storage, or move it to another cause."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._storages.get(key)
+        if known is not None and known[0]() is not None:
+            if cause is not None:
+                device, old, size = known[1]
+                self.live[device, old] -= size
+                self.live[device, cause] += size
+                known[1][1] = cause
+            return
+        if tensor.device.type == "meta":
+            return
+        entry = [tensor.device.type, cause or self.cause, storage.nbytes()]
+        self._storages[key] = (weakref.ref(storage, lambda _, key=key, entry=entry: self._dies(key, entry)), entry)
+        self._add(*entry)
+
+    def because(self, cause: str) -> _Because:
+        """Return a context, to be entered as often as need be, in which what is made is counted under `cause`."""
+        return _Because(self, cause)
+
+    def begin(self) -> None:
+        """Forget the peaks; what is alive stays."""
+        self.peaks.clear()
+        self._most.clear()
+        for device in list(self._totals):
+            self._add(device, "other", 0)
+
+    def _add(self, device: str, cause: str, size: int) -> None:
+        self.live[device, cause] += size
+        self._totals[device] += size
+        if self._totals[device] >= self._most[device]:
+            self._most[device] = self._totals[device]
+            self.peaks[device] = self.live.copy()
+
+    def _dies(self, key: int, entry: list[Any]) -> None:
+        device, cause, size = entry
+        self.live[device, cause] -= size
+        self._totals[device] -= size
+        if self._storages.get(key, (None, None))[1] is entry:
+            del self._storages[key]
+
+
+@cache
+def _parts(func: Any) -> Callable[..., Any] | None:
+    """Return an operation as smaller ones where it is made of such, and may return its input as it is."""
+    made = func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return func.decompose if made else None
+
+
+class _Because:
+    def __init__(self, live: LiveBytes, cause: str) -> None:
+        self.live, self.cause, self.before = live, cause, [""]
+
+    def __enter__(self) -> None:
+        self.before.append(self.live.cause)
+        self.live.cause = self.cause
+
+    def __exit__(self, *_: object) -> None:
+        self.live.cause = self.before.pop()

@@ -1,0 +1,155 @@
+"""Runs a job's loading, training steps and evaluation on fake tensors, DeepSpeed and all, and says what was alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+import training.rank
+from training.batches import StepPlan
+from training.deepspeed_config import fill_auto, read_deepspeed_config
+from training.engine import trainable_parameters
+from training.evaluation import to_device
+from training.forecast.base import fake_base, stand_ins
+from training.forecast.estimate import Shape
+from training.forecast.live import LiveBytes
+from training.forecast.world import CARD, fake_world
+from training.loop import optimizer_step
+from training.optimizer_state import parameter_shape
+from training.plan import Plan
+from training.spec import JobSpec
+from training.tokens import TokenizedSplit
+
+BASE, ADAPTER, OPTIMIZER = "base weights", "adapter and head", "optimizer states"
+ACTIVATIONS, GRADIENTS, GATHERED, DEQUANTIZED = "activations", "gradients", "gathered weights", "dequantized weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """What was alive."""
+
+    peaks: dict[str, dict[str, dict[str, int]]]
+    """Phase -> "card" or "host" -> cause -> bytes at that memory's peak in that phase, on rank 0."""
+    trained: int
+    """Values of adapter and head."""
+    base_on_card: int
+    """Bytes of the base that stay on the card."""
+
+
+def simulate(
+    spec: JobSpec, plan: Plan, config: Any, dtype: torch.dtype, world_size: int, shape: Shape, *, on_card: bool
+) -> Simulation:
+    """Run the job's first two steps and an evaluation; without a card all of it is in host memory.
+
+    `config` is the model's, as a classifier. Raises UserError for what the trainer would refuse.
+    """
+    content, source = read_deepspeed_config(spec.deepspeed)
+    filled = fill_auto(content, source, spec.training, world_size=world_size, dtype=dtype, cuda=on_card)
+    filled |= plan.deepspeed_sizes()
+    live = LiveBytes(stand_ins(), causes())
+    peaks: dict[str, dict[str, dict[str, int]]] = {}
+
+    def end(phase: str) -> None:
+        peaks[phase] = {
+            "card" if device == CARD else "host": {
+                cause: size for (place, cause), size in peak.items() if size and place == device
+            }
+            for device, peak in live.peaks.items()
+        }
+        live.begin()
+
+    with fake_world(world_size, on_card=on_card) as (ranks, device), live:
+        live.cause = ADAPTER
+        material = fake_material(config, dtype, shape)
+        training.rank.start_engine = _within(live.because(OPTIMIZER), START_ENGINE)  # type: ignore[attr-defined]
+        run, _ = training.rank.build_run(
+            spec, plan, ranks, Silence(), Path(), material, filled, device, None, lambda _: None, None,
+            _within(live.because(BASE), fake_base),
+        )  # fmt: skip
+        count_causes(live, run.engine)
+        base_on_card = live.live[CARD, BASE]
+        end("loading")
+        live.cause = ACTIVATIONS
+        number = len(shape.training)
+        batches = [list(range(number))] * (2 if shape.accumulates else 1)
+        step = StepPlan(micro_batches=batches, num_samples=number * len(batches) * world_size)
+        for index in range(2):  # the optimizer has its states from the second step on
+            optimizer_step(run, step, index, 1e-3)
+        end("training")
+        run.engine.eval()
+        with torch.no_grad():
+            run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), device))
+        end("evaluation")
+        trained = sum(
+            parameter_shape(parameter).numel() for parameter in trainable_parameters(run.engine.module).values()
+        )
+        run.engine.destroy()
+    return Simulation(peaks=peaks, trained=trained, base_on_card=base_on_card)
+
+
+START_ENGINE = training.rank.start_engine
+
+
+def causes() -> dict[Any, str]:
+    """Return operations whose outputs have a cause of their own."""
+    collective = torch.ops.c10d
+    gathers = (collective._allgather_base_, collective.allgather_, collective.allgather_into_tensor_coalesced_)
+    return {torch.ops.bitsandbytes.dequantize_4bit: DEQUANTIZED} | dict.fromkeys(gathers, GATHERED)
+
+
+def count_causes(live: LiveBytes, engine: Any) -> None:
+    """Have gradients and what the optimizer makes counted as such."""
+    engine.step = _within(live.because(OPTIMIZER), engine.step)
+    for parameter in trainable_parameters(engine.module).values():
+        parameter.register_post_accumulate_grad_hook(
+            lambda parameter: live.note(parameter.grad, GRADIENTS) if parameter.grad is not None else None
+        )
+
+
+def _within(context: AbstractContextManager[None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs in a context, which must be one that can be entered again."""
+
+    @wraps(function)
+    def inside(*arguments: Any, **options: Any) -> Any:
+        with context:
+            return function(*arguments, **options)
+
+    return inside
+
+
+def fake_material(config: Any, dtype: torch.dtype, shape: Shape) -> Any:
+    """Return a Material of texts of these lengths."""
+    splits = {"train": texts_of(shape.training), "validation": texts_of(shape.evaluation)}
+    corpus = SimpleNamespace(
+        label_names=[str(label) for label in range(config.num_labels)], facts={"sha256": {"train": ""}}
+    )
+    return SimpleNamespace(checkpoint="", config=config, dtype=dtype, splits=splits, corpus=corpus)
+
+
+def texts_of(lengths: list[int]) -> TokenizedSplit:
+    """Return texts of these many tokens."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = [str(number) for number in range(len(lengths))]
+    tokens = np.zeros(int(offsets[-1]), dtype=np.int32)
+    return TokenizedSplit(ids=ids, tokens=tokens, offsets=offsets, labels=[0] * len(lengths))
+
+
+class Silence:
+    """A Recorder that keeps nothing."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Say nothing."""
+
+    def save(self, relative_path: str, source: Path) -> None:
+        """Keep nothing."""
+
+    def remove(self, relative_path: str) -> None:
+        """Remove nothing."""
