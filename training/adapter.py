@@ -21,6 +21,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from training.disk import flush
 from training.errors import VerificationError
@@ -63,25 +64,30 @@ def _content(tensor: Tensor) -> tuple[int, bytes]:
 
 
 def reloaded_logits(
-    base: Any, folder: Path, split: TokenizedSplit, num_texts: int, device: torch.device
+    base: Any, folder: Path, split: TokenizedSplit, num_texts: int, device: torch.device, batch_size: int
 ) -> npt.NDArray[np.float32]:
     """Return logits [num_texts, num_labels] of the first texts from a fresh base with the saved adapter.
 
     Transformers' own forward pass, padding and pooling, as a user's program would run it.
     """
-    return padded_logits(PeftModel.from_pretrained(base, str(folder)).to(device).eval(), split, num_texts, device)
+    model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
+    return padded_logits(model, split, num_texts, device, batch_size)
 
 
 @torch.no_grad()
-def padded_logits(model: Any, split: TokenizedSplit, num_texts: int, device: torch.device) -> npt.NDArray[np.float32]:
+def padded_logits(
+    model: Any, split: TokenizedSplit, num_texts: int, device: torch.device, batch_size: int
+) -> npt.NDArray[np.float32]:
     """Return logits [num_texts, num_labels] of the first texts from transformers' own forward pass and pooling."""
     rows = [torch.from_numpy(split.pack([index])) for index in range(num_texts)]
-    pad = model.config.pad_token_id
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
-    output = model(input_ids=input_ids, attention_mask=attention_mask)
-    return output.logits.float().cpu().numpy()  # type: ignore[no-any-return]
+    logits = []
+    for start in range(0, num_texts, batch_size):
+        batch = rows[start : start + batch_size]
+        input_ids = pad_sequence(batch, batch_first=True, padding_value=model.config.pad_token_id).to(device)
+        lengths = torch.tensor([len(row) for row in batch], device=device)
+        attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
+        logits.append(model(input_ids=input_ids, attention_mask=attention_mask).logits.float().cpu().numpy())
+    return np.concatenate(logits)
 
 
 def compare_logits(

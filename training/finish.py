@@ -90,7 +90,8 @@ def conclude(
     folder = workdir / ADAPTER
     # A base that was trained in slices or from host memory may not fit a card whole.
     place = torch.device("cpu") if facts["zero_stage"] == 3 else device
-    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place)
+    batch_size = plan.per_device_eval_batch_size  # what fits; padded, it takes about what it takes packed
+    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place, batch_size)
     evaluated = {name: (material.splits[name], logits) for name, logits in outcome.logits.items()}
     write_predictions(workdir / "predictions.parquet", evaluated, material.corpus.label_names)
     metrics = {name: compute_metrics(logits, material.splits[name].labels) for name, logits in outcome.logits.items()}
@@ -120,7 +121,7 @@ def conclude(
 
 
 def verify_adapter(
-    spec: JobSpec, material: Material, folder: Path, trained: Any, device: torch.device
+    spec: JobSpec, material: Material, folder: Path, trained: Any, device: torch.device, batch_size: int
 ) -> dict[str, Any]:
     """Reload the saved adapter onto a fresh base and compare logits; raise VerificationError on a difference."""
     split = material.splits["validation"]
@@ -129,5 +130,5 @@ def verify_adapter(
     config.pad_token_id = material.tokenizer.pad_token_id
     torch.cuda.empty_cache()
     base = load_base(spec.model, material.checkpoint, config, material.dtype, device)
-    reloaded = reloaded_logits(base, folder, split, num_texts, device)
+    reloaded = reloaded_logits(base, folder, split, num_texts, device, batch_size)
     return compare_logits(reloaded, np.asarray(trained[:num_texts]), material.dtype)

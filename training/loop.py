@@ -27,9 +27,9 @@ def train(run: TrainingRun, state: TrainingState) -> None:
     save_steps = run.spec.training.save_steps
     meter = StepMeter(run, state)
     progress = TrainingProgress(run.num_steps, enabled=run.ranks.is_main)
-    with run.stop.deferred(), progress, CheckpointWriter() as writer:
-        if state.step == 0:
-            state.untrained = evaluate(run, state, progress)
+    if state.step == 0:
+        state.untrained = evaluate(run, state, progress)
+    with progress, run.stop.deferred(), CheckpointWriter() as writer:
         while state.step < run.num_steps and not (patience and state.stale_evaluations >= patience):
             plan = plan_step(
                 state.step,
@@ -77,6 +77,7 @@ def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> 
         engine.set_gradient_accumulation_boundary(number == len(plan.micro_batches))
         engine.backward(loss * (ranks.world_size / plan.num_samples), scale_wrt_gas=False)
         total += loss.detach()
+        del logits, loss  # bitsandbytes' int8 layers keep their inputs as long as the graph is there
     engine.step()
     return total
 

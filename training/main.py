@@ -105,7 +105,7 @@ def train_here(spec: JobSpec, folder: Path) -> RunResult | None:
     recorder: Recorder = TerminalRecorder(folder)
     stop = StopRequest()
     stop.listen()
-    restarter = Restarter(spec, ranks, folder)
+    restarter = Restarter(spec, ranks, folder, stop)
     with alone_in(folder, "job") if ranks.is_main else nullcontext():
         try:
             return run_job(spec, ranks, recorder, folder, stop=stop, joined=restarter.watch)

@@ -46,7 +46,7 @@ def merge(folder: Path, output: Path) -> None:
     model, tokenizer = load_finished(run, unquantized, CPU, say)
     _refuse_quantized(model, unquantized)
     texts = fixed_texts(tokenizer, model.config.vocab_size, min(MAX_TOKENS, run.spec.data.max_seq_length))
-    expected = padded_logits(model, texts, NUM_TEXTS, CPU)
+    expected = padded_logits(model, texts, NUM_TEXTS, CPU, NUM_TEXTS)
     say("merging")
     merged = model.merge_and_unload(safe_merge=True)
     del model
@@ -60,7 +60,7 @@ def merge(folder: Path, output: Path) -> None:
         del merged
         gc.collect()
         say("verifying")
-        reloaded = padded_logits(_load_plain(temporary, run), texts, NUM_TEXTS, CPU)
+        reloaded = padded_logits(_load_plain(temporary, run), texts, NUM_TEXTS, CPU, NUM_TEXTS)
         verified = compare_logits(reloaded, expected, run.dtype, saved="merged model", original="base and adapter")
         flush(temporary)
         temporary.rename(output)

@@ -23,10 +23,11 @@ from typing import NoReturn
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from training.errors import EXIT_FAILED, describe_os_error
+from training.errors import EXIT_FAILED, EXIT_STOPPED, describe_os_error
 from training.plan import Plan, write_plan
 from training.ranks import Ranks
 from training.spec import JobSpec
+from training.stop import StopRequest
 
 PLAN_KEY, SEEN_KEY = "shoal/plan", "shoal/plan_seen"
 POLL_SECONDS = 0.3
@@ -37,8 +38,8 @@ PATIENCE_SECONDS = 30.0
 class Restarter:
     """This rank's part in starting a job anew."""
 
-    def __init__(self, spec: JobSpec, ranks: Ranks, workdir: Path) -> None:
-        self.spec, self.ranks, self.workdir = spec, ranks, workdir
+    def __init__(self, spec: JobSpec, ranks: Ranks, workdir: Path, stop: StopRequest) -> None:
+        self.spec, self.ranks, self.workdir, self.stop = spec, ranks, workdir, stop
         self.store: TCPStore | None = None
         self.under_way = threading.Event()
         self._closing = threading.Event()
@@ -62,7 +63,7 @@ class Restarter:
         """Begin again with `plan`, on every rank."""
         if self.store is None:
             write_plan(self.workdir, self.spec, 1, plan)
-            begin_again()
+            self._begin_again()
         self.store.set(PLAN_KEY, json.dumps(asdict(plan)))
         self.under_way.set()
         self.wait_if_under_way()
@@ -101,6 +102,13 @@ class Restarter:
         except OSError as error:
             print(f"shoal: {describe_os_error(error)}", file=sys.stderr, flush=True)
             os._exit(EXIT_FAILED)
+        self._begin_again()
+
+    def _begin_again(self) -> NoReturn:
+        """Start afresh, unless the job was asked to end meanwhile."""
+        if self.stop.requested:
+            print("shoal: stopped; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+            os._exit(EXIT_STOPPED)
         begin_again()
 
     @staticmethod

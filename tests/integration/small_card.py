@@ -1,12 +1,14 @@
 """training/main.py on a card that holds few tokens: a larger micro-batch runs out of memory in CUDA's words.
 
-`SMALL_CARD` is JSON: {"training": positions, "evaluation": positions, "rank": the rank that has it, or null for all}.
+`SMALL_CARD` is JSON: {"training": positions, "evaluation": positions, "rank": the rank that has it, or null for all,
+"terminated": whether the rank gets SIGTERM in the very step that runs out}.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ def shrink(limits: dict[str, int | None]) -> None:
     def limited(self: PackedClassifier, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
         limit = limits.get("training" if self.training else "evaluation")
         if limit is not None and len(lengths) * max(lengths) > limit:
+            if limits.get("terminated"):
+                os.kill(os.getpid(), signal.SIGTERM)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return forward(self, input_ids, lengths)
 

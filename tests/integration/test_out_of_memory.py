@@ -80,3 +80,15 @@ def test_layers_are_recomputed_last_and_then_it_says_what_would_help(job_flags: 
     assert "Traceback" not in run.stderr
     assert "quantization: nf4" in run.stderr and "recomputed_layers 0.5 -> 1.0" in run.stderr
     assert not (tmp_path / "result.json").exists()
+
+
+def test_sigterm_in_the_step_that_runs_out_ends_the_job_and_keeps_the_plan(
+    job_flags: list[str], tmp_path: Path
+) -> None:
+    flags = [*job_flags, "--per_device_train_batch_size=8"]
+    run = run_on_small_card(flags, tmp_path, {"training": 60, "terminated": True}, 1)
+    assert run.returncode == 143, run.stderr[-3000:]
+    assert "trying again" in run.stderr and "stopped; the same command goes on" in run.stderr
+    run = run_on_small_card(flags, tmp_path, {"training": 60}, 1)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert result_of(tmp_path).retries[0]["changes"]["per_device_train_batch_size"][0] == 8

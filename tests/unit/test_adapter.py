@@ -62,7 +62,7 @@ def saved(tmp_path: Path, split: TokenizedSplit) -> tuple[Path, dict[str, torch.
 def test_what_was_saved_gives_the_same_logits(saved: Any, split: TokenizedSplit) -> None:
     folder, weights, trained = saved
     check_saved_values(folder, weights)
-    reloaded = reloaded_logits(base(), folder, split, 3, torch.device("cpu"))
+    reloaded = reloaded_logits(base(), folder, split, 3, torch.device("cpu"), 2)
     facts = compare_logits(reloaded, trained, torch.float32)
     assert facts["verified"] and facts["max_logit_difference"] < 1e-5
 
@@ -77,7 +77,7 @@ def test_lost_weights_are_found(part: str, saved: Any, split: TokenizedSplit) ->
     with pytest.raises(VerificationError, match="as they were trained"):
         check_saved_values(folder, weights)
     with pytest.raises(VerificationError, match="other logits"):
-        compare_logits(reloaded_logits(base(), folder, split, 3, torch.device("cpu")), trained, torch.float32)
+        compare_logits(reloaded_logits(base(), folder, split, 3, torch.device("cpu"), 3), trained, torch.float32)
 
 
 def test_missing_and_empty_tensors_are_found(saved: Any) -> None:

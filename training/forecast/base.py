@@ -34,7 +34,9 @@ def fake_base(
             partition(fake)
     for name, buffer in list(model.named_buffers()):
         layer_name, _, attribute = name.rpartition(".")
-        model.get_submodule(layer_name)._buffers[attribute] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+        model.get_submodule(layer_name)._buffers[attribute] = torch.empty(
+            buffer.shape, dtype=buffer.dtype, device=device
+        )
     model.requires_grad_(False)
     return model.eval()
 

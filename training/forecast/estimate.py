@@ -84,14 +84,14 @@ def largest_micro_batch(lengths: Sequence[int], token_budget: int, most_texts: i
     """
     ordered = sorted(lengths, reverse=True)
     best: list[int] = []
-    for first, longest in enumerate(ordered):
-        if first and ordered[first - 1] == longest:
+    for first in range(max(1, len(ordered) - most_texts + 1)):
+        if first and ordered[first - 1] == ordered[first]:
             continue
         batch = ordered[first : first + most_texts]
-        cut = cut_batch(range(len(batch)), batch, rank=0, world_size=world_size, token_budget=token_budget)[0]
-        micro_batch = [batch[index] for index in cut]
-        if sum(micro_batch) > sum(best):
-            best = micro_batch
+        for cut in cut_batch(range(len(batch)), batch, rank=0, world_size=world_size, token_budget=token_budget):
+            micro_batch = [batch[index] for index in cut]
+            if sum(micro_batch) > sum(best):
+                best = micro_batch
     return best
 
 
@@ -101,7 +101,11 @@ def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[i
     step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     budget, evaluation = training.per_device_train_batch_size * longest, training.per_device_eval_batch_size * longest
     train = [min(length, longest) for length in lengths] if lengths else [longest] * step * world_size
-    others = [min(length, longest) for length in evaluated] if evaluated else [longest] * training.per_device_eval_batch_size * world_size
+    others = (
+        [min(length, longest) for length in evaluated]
+        if evaluated
+        else [longest] * training.per_device_eval_batch_size * world_size
+    )
     largest = largest_micro_batch(train, budget, step * world_size, world_size)
     return Shape(
         training=largest,

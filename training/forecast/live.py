@@ -67,7 +67,10 @@ class LiveBytes(TorchDispatchMode):
             return
         entry = [view.device.type, self.cause, 0]
         # The view keeps alive what it shows.
-        self._storages[key] = (weakref.ref(own, lambda _, key=key, entry=entry, shown=shown: self._dies(key, entry)), entry)
+        self._storages[key] = (
+            weakref.ref(own, lambda _, key=key, entry=entry, shown=shown: self._dies(key, entry)),
+            entry,
+        )
 
     def _convert(self, inputs: Any, output: Any) -> None:
         """Count the copies in a common type that element-wise operations make of their operands on a CPU."""

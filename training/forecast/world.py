@@ -102,9 +102,9 @@ def _use_accelerator(on_card: bool) -> None:
 @cache
 def _register_card() -> None:
     """Make a device type without a kernel known to torch; FakeTensorMode needs none."""
-    import training.packing
     from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+    import training.packing
     from training.forecast import card_kernels
 
     module = _DummyBackendModule()
