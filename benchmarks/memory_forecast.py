@@ -3,9 +3,9 @@
     python benchmarks/memory_forecast.py                 # 300 jobs, about half an hour; goes on where it was stopped
     python benchmarks/memory_forecast.py --jobs 12 --output outputs/memory_forecast
 
-What is compared: the largest sum of bytes of all tensors that are alive in the first rank from the loading of the model
-to the last evaluation. A job's is what PyTorch's allocator told its profiler; the forecast's comes from config.json, the
-texts' lengths and the settings. Beside it what DeepSpeed's `estimate_zero*_model_states_mem_needs` and
+What is compared: the largest sum of bytes of all tensors that are alive in the first rank, from the loading of the
+model to the last evaluation. A job's is what PyTorch's allocator told its profiler; the forecast's comes from
+config.json, the texts' lengths and the settings. Beside it what DeepSpeed's `estimate_zero*_model_states_mem_needs` and
 `accelerate estimate-memory` say of the same jobs. Writes memory_forecast.json, .md and .png.
 """
 
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,8 @@ def main() -> int:
             part.unlink(missing_ok=True)
     done = {row["job"]["name"] for row in read_rows(parts)}
     jobs = [job for number in range(arguments.jobs) if (job := draw_job(number, arguments.seed)).name not in done]
-    workers = [
-        fork(lambda part=part, mine=jobs[number :: len(parts)]: work(mine, part), Path("/dev/stdout"))  # type: ignore[misc]
-        for number, part in enumerate(parts)
-    ]
+    shares = [jobs[number :: len(parts)] for number in range(len(parts))]
+    workers = [fork(partial(work, share, part), Path("/dev/stdout")) for share, part in zip(shares, parts, strict=True)]
     wait(workers, timeout_seconds=24 * 3600)
     return write_results(read_rows(parts), arguments.output)
 

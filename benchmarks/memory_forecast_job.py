@@ -18,7 +18,7 @@ PHASES = ("loading model", "training", "testing")
 """Of a job's events: what is measured. What follows, the proof that the adapter loads, begins from an empty memory."""
 
 
-GLOO_SECONDS = 0.002
+GLOO_SECONDS = 0.01
 COLLECTIVES = (
     "all_gather_into_tensor", "all_gather", "all_reduce", "broadcast", "reduce", "reduce_scatter_tensor",
     "_all_gather_base", "_reduce_scatter_base",
@@ -172,7 +172,7 @@ def all_lengths(job: Job) -> dict[str, list[int]]:
 
 def forecast_job(job: Job, folder: Path) -> int:
     """Write what Shoal forecasts."""
-    from training.forecast.estimate import WRITTEN, forecast, shape_of
+    from training.forecast.estimate import forecast, shape_of
     from training.parse import build
     from training.spec import JobSpec
 
@@ -183,8 +183,8 @@ def forecast_job(job: Job, folder: Path) -> int:
         spec, {**job.config(), "num_labels": job.classes}, shape,
         dtype=job.dtype, world_size=job.num_ranks, on_card=False,
     )  # fmt: skip
-    tensors = {cause: size for cause, size in estimate.host.items() if cause not in ("process", WRITTEN)}
-    row = {"bytes": sum(tensors.values()), "causes": tensors, "phase": estimate.phase, "phases": estimate.tensors}
+    phases = {name: places["host"] for name, places in estimate.tensors.items()}
+    row = {"bytes": max(phases.values()), "phases": phases, "causes": estimate.host}
     (folder / "forecast.json").write_text(json.dumps(row), encoding="utf-8")
     return 0
 

@@ -25,7 +25,7 @@ def fake_base(
     quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
     with _disable_current_modes():
         model = skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
-    for name, parameter in list(model.named_parameters()):
+    for name, parameter in sorted(model.named_parameters(), key=lambda named: -named[1].numel()):
         layer_name, _, attribute = name.rpartition(".")
         layer = model.get_submodule(layer_name)
         fake = _fake_parameter(layer, attribute, parameter, dtype, device)
@@ -100,6 +100,7 @@ def stand_ins() -> dict[Any, Any]:
         kernels.gemm_4bit: _gemm_4bit_default_impl,
         kernels.int8_vectorwise_quant: _quantize_rows,
         kernels.int8_mixed_scaled_mm: _multiply_in_8_bits,
+        kernels.int8_mm_dequant: _dequantize_product,
     }
 
 
@@ -107,7 +108,7 @@ def _quantize_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
     outliers = None
     if threshold > 0:
         outliers = torch.empty(0, dtype=torch.int64, device=values.device)
-        mask = values.abs() >= threshold  # kept to the end, as there
+        kept = values.abs() >= threshold  # to the end, as there  # noqa: F841
     scales = torch.max(values.abs(), dim=1).values.float()
     codes = torch.round(values * (127.0 / scales.unsqueeze(-1))).to(torch.int8)
     return codes, scales, outliers
@@ -116,6 +117,14 @@ def _quantize_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
 def _multiply_in_8_bits(
     values: Tensor, codes: Tensor, weight: Tensor, scales: Tensor, weight_scales: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    multiply = torch.ops.bitsandbytes.int8_scaled_mm.default
-    output = multiply(codes, weight, scales, weight_scales, dtype=values.dtype)
+    kernels = torch.ops.bitsandbytes
+    product = kernels.int8_linear_matmul.default(codes, weight)
+    output = kernels.int8_mm_dequant.default(product, scales, weight_scales, dtype=values.dtype)
     return output, torch.empty(0, dtype=values.dtype, device=values.device)
+
+
+def _dequantize_product(
+    product: Tensor, scales: Tensor, weight_scales: Tensor, dtype: torch.dtype | None = None, bias: Tensor | None = None
+) -> Tensor:
+    output = product * (scales.reshape(-1).unsqueeze(-1) * weight_scales.reshape(-1).unsqueeze(0)) * 6.200124e-05
+    return output.to(dtype or torch.float16)

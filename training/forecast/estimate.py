@@ -62,9 +62,10 @@ class MemoryEstimate:
     host: Bytes = field(default_factory=dict)
     """At the host memory's peak."""
     phase: str = "training"
-    """In which the card (without one, the host) has its peak: loading, training or evaluation."""
+    """In which the card (without one, the host) has its peak: loading, training, evaluation or saving."""
     tensors: dict[str, Bytes] = field(default_factory=dict)
-    """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts."""
+    """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts, without a
+    checkpoint that is still being written."""
 
     @property
     def card_bytes(self) -> int:
@@ -165,31 +166,35 @@ def _simulated(
     model_config = AutoConfig.for_model(**config)
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     simulation = simulate(spec, Plan.of(spec), model_config, kind, world_size, shape, on_card=on_card)
-    own = {WRITTEN: 12 * simulation.trained, KEPT: kind.itemsize * simulation.trained}
-    card: Bytes = {}
-    host: Bytes = {}
-    phase = ""
-    for name, peaks in simulation.peaks.items():
-        here = peaks.get("host", {})
-        if name == "loading" and on_card and spec.model.quantization == "none":
-            here = here | {"weights on their way to the card": simulation.base_on_card}
-        if name != "loading":
-            here = here | own
-        if sum(here.values()) > sum(host.values()):
-            host, phase = here, phase if on_card else name
-        there = peaks.get("card", {})
-        if sum(there.values()) > sum(card.values()):
-            card, phase = there, name
-    tensors = {
-        name: {place: sum(causes.values()) for place, causes in peaks.items()}
-        for name, peaks in simulation.peaks.items()
+    phases = {
+        name: {place: dict(causes) for place, causes in peaks.items()} for name, peaks in simulation.peaks.items()
     }
+    kept, written = kind.itemsize * simulation.trained, 12 * simulation.trained
+    for name in ("training", "evaluation", "saving"):
+        phases[name].setdefault("host", {})[KEPT] = kept
+    phases["saving"]["host"][WRITTEN] = written
+    if on_card and spec.model.quantization == "none":
+        phases["loading"].setdefault("host", {})["weights on their way to the card"] = simulation.base_on_card
+    tensors = {
+        name: {place: sum(causes.values()) for place, causes in places.items()} for name, places in phases.items()
+    }
+    for name in ("training", "evaluation"):
+        phases[name]["host"][WRITTEN] = written  # beside the steps that follow
+    card, card_phase = _largest(phases, "card")
+    host, host_phase = _largest(phases, "host")
     if on_card:
         slack = round(ALLOCATOR_SLACK * sum(card.values()))
         card = card | {"allocator slack": slack, "CUDA context": CUDA_CONTEXT, "cuBLAS workspace": CUBLAS_WORKSPACE}
         if world_size > 1:
             card["NCCL buffers"] = NCCL_BUFFERS
+    phase = card_phase if on_card else host_phase
     return MemoryEstimate(card=card, host=host | {"process": PROCESS}, phase=phase, tensors=tensors)
+
+
+def _largest(phases: dict[str, dict[str, Bytes]], place: str) -> tuple[Bytes, str]:
+    """Return what is alive in the phase that needs most of this memory, and its name."""
+    name = max(phases, key=lambda name: sum(phases[name].get(place, {}).values()))
+    return phases[name].get(place, {}), name
 
 
 def main() -> int:

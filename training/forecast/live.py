@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any
 
@@ -21,15 +22,27 @@ _SCALARS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfl
 """What a fake tensor's only value is taken for; integers are 1."""
 
 
-class LiveBytes(TorchDispatchMode):
+@dataclass(kw_only=True)
+class _Storage:
+    """What is counted of one storage."""
+
+    device: str
+    cause: str
+    size: int
+    alive: weakref.ref[Any] | None = None
+    shown: Any = None
+    """The storage that this one, a view's, really is."""
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within this context every tensor that an operation makes is counted until its storage dies.
 
-    Enter it after FakeTensorMode. `stand_ins` maps a kernel to the operations it is made of, `causes` an
-    operation to what its outputs are counted under.
+    Enter it after FakeTensorMode. `stand_ins` maps a kernel to the operations it is made of, `causes` an operation to
+    what its outputs are counted under.
     """
 
     def __init__(self, stand_ins: dict[Any, Callable[..., Any]], causes: dict[Any, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stand_ins, self.causes = stand_ins, causes
         self.cause = "other"
         self.live: Counter[Place] = Counter()
@@ -37,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
         """Device type -> what was alive when its total was largest."""
         self._totals: Counter[str] = Counter()
         self._most: Counter[str] = Counter()
-        self._storages: dict[int, tuple[weakref.ref[Any], list[Any]]] = {}
+        self._storages: dict[int, _Storage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,22 +68,38 @@ class LiveBytes(TorchDispatchMode):
                 if isinstance(leaf, FakeTensor):
                     leaf.constant = None  # torch would compute with known values for real
                 if func.is_view and args and isinstance(args[0], Tensor):
-                    self._alias(leaf, args[0])
+                    self._take_for(leaf, args[0])
                 self.note(leaf, self.causes.get(func.overloadpacket))
         return output
 
-    def _alias(self, view: Tensor, base: Tensor) -> None:
+    def note(self, tensor: Tensor, cause: str | None = None) -> None:
+        """Count a tensor's storage, or move it to another cause."""
+        storage = tensor.untyped_storage()
+        known = self._storages.get(storage._cdata)
+        if known is None:
+            if tensor.device.type != "meta":
+                self._begin(storage, tensor.device.type, cause or self.cause, storage.nbytes())
+        elif cause is not None:
+            self.live[known.device, known.cause] -= known.size
+            self.live[known.device, cause] += known.size
+            known.cause = cause
+
+    def because(self, cause: str) -> _Because:
+        """Return a context, to be entered as often as need be, in which what is made is counted under `cause`."""
+        return _Because(self, cause)
+
+    def restart(self) -> None:
+        """Forget the peaks; what is alive stays."""
+        self.peaks.clear()
+        self._most.clear()
+        for device in list(self._totals):
+            self._add(device, "other", 0)
+
+    def _take_for(self, view: Tensor, base: Tensor) -> None:
         """Take a view's storage for that of what it shows: FakeTensorMode at times gives it one of its own."""
         own, shown = view.untyped_storage(), base.untyped_storage()
-        key = own._cdata
-        if key == shown._cdata or key in self._storages:
-            return
-        entry = [view.device.type, self.cause, 0]
-        # The view keeps alive what it shows.
-        self._storages[key] = (
-            weakref.ref(own, lambda _, key=key, entry=entry, shown=shown: self._dies(key, entry)),
-            entry,
-        )
+        if own._cdata != shown._cdata and own._cdata not in self._storages:
+            self._begin(own, view.device.type, self.cause, 0, shown)
 
     def _convert(self, inputs: Any, output: Any) -> None:
         """Count the copies in a common type that element-wise operations make of their operands on a CPU."""
@@ -79,43 +108,25 @@ class LiveBytes(TorchDispatchMode):
             return
         common = reduce(torch.promote_types, (value.dtype for value in operands))
         sized = [*operands, output] if output.dtype.is_floating_point else operands
-        self._rise(sum(value.numel() * common.itemsize for value in sized if value.dtype != common))
-
-    def _rise(self, size: int) -> None:
-        """Count bytes of host memory that are gone again at once."""
+        size = sum(value.numel() * common.itemsize for value in sized if value.dtype != common)
         if size:
-            entry = ["cpu", self.cause, size]
             self._add("cpu", self.cause, size)
-            self._dies(0, entry)
+            self._subtract("cpu", self.cause, size)
 
-    def note(self, tensor: Tensor, cause: str | None = None) -> None:
-        """Count a tensor's storage, or move it to another cause."""
-        storage = tensor.untyped_storage()
+    def _begin(self, storage: Any, device: str, cause: str, size: int, shown: Any = None) -> None:
+        """Count a storage from now on until it dies."""
+        entry = _Storage(device=device, cause=cause, size=size, shown=shown)
         key = storage._cdata
-        known = self._storages.get(key)
-        if known is not None and known[0]() is not None:
-            if cause is not None:
-                device, old, size = known[1]
-                self.live[device, old] -= size
-                self.live[device, cause] += size
-                known[1][1] = cause
-            return
-        if tensor.device.type == "meta":
-            return
-        entry = [tensor.device.type, cause or self.cause, storage.nbytes()]
-        self._storages[key] = (weakref.ref(storage, lambda _, key=key, entry=entry: self._dies(key, entry)), entry)
-        self._add(*entry)
 
-    def because(self, cause: str) -> _Because:
-        """Return a context, to be entered as often as need be, in which what is made is counted under `cause`."""
-        return _Because(self, cause)
+        def dies(_: Any) -> None:
+            self._subtract(entry.device, entry.cause, entry.size)
+            entry.shown = None
+            if self._storages.get(key) is entry:
+                del self._storages[key]
 
-    def begin(self) -> None:
-        """Forget the peaks; what is alive stays."""
-        self.peaks.clear()
-        self._most.clear()
-        for device in list(self._totals):
-            self._add(device, "other", 0)
+        entry.alive = weakref.ref(storage, dies)
+        self._storages[key] = entry
+        self._add(device, cause, size)
 
     def _add(self, device: str, cause: str, size: int) -> None:
         self.live[device, cause] += size
@@ -124,12 +135,9 @@ class LiveBytes(TorchDispatchMode):
             self._most[device] = self._totals[device]
             self.peaks[device] = self.live.copy()
 
-    def _dies(self, key: int, entry: list[Any]) -> None:
-        device, cause, size = entry
+    def _subtract(self, device: str, cause: str, size: int) -> None:
         self.live[device, cause] -= size
         self._totals[device] -= size
-        if self._storages.get(key, (None, None))[1] is entry:
-            del self._storages[key]
 
 
 @cache
@@ -143,7 +151,8 @@ def _parts(func: Any) -> Callable[..., Any] | None:
 
 class _Because:
     def __init__(self, live: LiveBytes, cause: str) -> None:
-        self.live, self.cause, self.before = live, cause, [""]
+        self.live, self.cause = live, cause
+        self.before: list[str] = []
 
     def __enter__(self) -> None:
         self.before.append(self.live.cause)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import training.rank
+from training import rank
 from training.batches import StepPlan
 from training.deepspeed_config import fill_auto, read_deepspeed_config
 from training.engine import trainable_parameters
@@ -64,13 +64,13 @@ def simulate(
             causes = {cause: size for (where, cause), size in peak.items() if size and where == device}
             if sum(causes.values()) >= sum(known.get(place, {}).values()):
                 known[place] = causes
-        live.begin()
+        live.restart()
 
     with fake_world(world_size, on_card=on_card) as (ranks, device), live:
         live.cause = ADAPTER
         material = fake_material(config, dtype, shape)
-        training.rank.start_engine = _within(live.because(OPTIMIZER), START_ENGINE)  # type: ignore[attr-defined]
-        run, _ = training.rank.build_run(
+        rank.start_engine = _within(live.because(OPTIMIZER), START_ENGINE)  # type: ignore[attr-defined]
+        run, _ = rank.build_run(
             spec, plan, ranks, Silence(), Path(), material, filled, device, None, lambda _: None, None,
             _within(live.because(BASE), fake_base),
         )  # fmt: skip
@@ -94,6 +94,7 @@ def simulate(
         for index in range(2):
             optimizer_step(run, step, index, 1e-3)
             end("training")
+            end("saving")
             evaluate()
         trained = sum(
             parameter_shape(parameter).numel() for parameter in trainable_parameters(run.engine.module).values()
@@ -102,7 +103,7 @@ def simulate(
     return Simulation(peaks=peaks, trained=trained, base_on_card=base_on_card)
 
 
-START_ENGINE = training.rank.start_engine
+START_ENGINE: Callable[..., Any] = rank.start_engine  # type: ignore[attr-defined]
 
 
 def causes() -> dict[Any, str]:
@@ -116,7 +117,7 @@ def count_causes(live: LiveBytes, engine: Any) -> None:
     """Have gradients and what the optimizer makes counted as such."""
     engine.step = _within(live.because(OPTIMIZER), engine.step)
     for parameter in trainable_parameters(engine.module).values():
-        parameter.register_post_accumulate_grad_hook(
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
             lambda parameter: live.note(parameter.grad, GRADIENTS) if parameter.grad is not None else None
         )
 

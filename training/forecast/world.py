@@ -70,7 +70,7 @@ def _agree(_values: list[int]) -> None:
 def _apply_in_place(self: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
     """Do what Module._apply does to real tensors. Fake ones it would swap, which hooks forbid."""
     for module in self.children() if recurse else ():
-        module._apply(fn)
+        module._apply(fn)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for name, parameter in self._parameters.items():
             if parameter is None:
@@ -104,16 +104,18 @@ def _register_card() -> None:
     """Make a device type without a kernel known to torch; FakeTensorMode needs none."""
     from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+    import training.fused
     import training.packing
     from training.forecast import card_kernels
 
     module = _DummyBackendModule()
-    module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
     _setup_privateuseone_for_python_backend(CARD, backend_module=module)
     torch.tensor = _by_way_of_cpu(torch.tensor)
-    training.packing.varlen_works = card_kernels.varlen_works
-    training.packing.varlen_attention = card_kernels.varlen_attention
-    training.fused.rms_norm_on_card = card_kernels.rms_norm  # type: ignore[attr-defined]
+    packing: Any = training.packing
+    fused: Any = training.fused
+    packing.varlen_works, packing.varlen_attention = card_kernels.varlen_works, card_kernels.varlen_attention
+    fused.rms_norm_on_card = card_kernels.rms_norm
 
 
 def _by_way_of_cpu(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
