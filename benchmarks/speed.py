@@ -7,8 +7,8 @@
 
 Each cell (data set, model, side, ZeRO, batch size, repetition) trains a fixed number of steps in a fresh process;
 sides that are compared run one after the other, in turned order every other time. hf-tuned takes the batch size of
-16, 32 and 64 that was fastest in a short calibration, once a data set, model and ZeRO. Shoal runs at the batch size of
-each peer. Writes speed.json (every cell) and speed.md (the tables). ms-swift is installed into a virtual environment
+16, 32 and 64 that was fastest in a short calibration, once a data set, model and ZeRO, which goes up as long as that
+makes it faster. Shoal runs at the batch size of each peer. Writes speed.json (every cell) and speed.md (the tables). ms-swift is installed into a virtual environment
 in Shoal's cache.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # training/, of which only small parts are used
 
-from speed_cells import DEEPSPEED, ROOT, Cell, Work, num_threads, run_cell
+from speed_cells import DEEPSPEED, ROOT, Cell, CellFailed, Work, num_threads, run_cell
 from speed_material import (
     DATA_SETS,
     MODELS,
@@ -91,9 +91,16 @@ class Runner:
             rates: dict[int, float] = {}
             for size in QUICK_BATCH_SIZES if self.arguments.quick else TUNED_BATCH_SIZES:
                 work = self.work("hf-tuned", zero, size, 0, kind="calibration")
-                cell = self.result(work) if "hf-tuned" in self.arguments.only else self.stored(work)
-                if cell is not None:
-                    rates[size] = cell["tokens_per_second"]
+                try:
+                    cell = self.result(work) if "hf-tuned" in self.arguments.only else self.stored(work)
+                except CellFailed as error:  # most likely out of memory
+                    print(f"hf-tuned cannot take batches of {size}: {error}", flush=True)
+                    break
+                if cell is None:
+                    continue
+                rates[size] = cell["tokens_per_second"]
+                if rates[size] < max(rates.values()):
+                    break
             if rates:
                 sizes[zero] = max(rates, key=rates.__getitem__)
         return sizes
@@ -166,7 +173,10 @@ def main() -> None:
     print(f"{num_threads()} threads a process; results in {arguments.output}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for runner in combinations(arguments, Path(temporary)):
-            runner.run()
+            try:
+                runner.run()
+            except CellFailed as error:
+                raise SystemExit(str(error)) from error
     print((arguments.output / "speed.md").read_text(encoding="utf-8"))
 
 

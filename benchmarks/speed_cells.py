@@ -39,6 +39,10 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 Cell = dict[str, Any]
 
 
+class CellFailed(Exception):
+    """A cell's process ended with another status than 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What one cell does."""
@@ -138,7 +142,7 @@ def matmul_rate() -> float:
 
 
 def run_cell(work: Work, lengths: list[int], folder: Path) -> Cell:
-    """Train one cell in a fresh process; exit 1 with the end of its log where it fails."""
+    """Train one cell in a fresh process; raise CellFailed with the end of its log where it fails."""
     out = Path(tempfile.mkdtemp(dir=folder))
     command, environment = command_of(work, out), environment_of(work, out)
     rate = matmul_rate()
@@ -146,12 +150,13 @@ def run_cell(work: Work, lengths: list[int], folder: Path) -> Cell:
     started = time.time()
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")  # where memory runs out, this one is to go
         _, status, usage = os.wait4(process.pid, 0)
     process_seconds = time.time() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         tail = "\n".join(log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-30:])
-        raise SystemExit(f"{tail}\n\n{work.place()} failed with status {process.returncode}.")
+        raise CellFailed(f"{tail}\n\n{work.place()} failed with status {process.returncode}.")
     clock = shoal_clock(out, lengths, work) if work.side == "shoal" else read_clock(out / "clock.json")
     assert len(clock["times"]) == len(clock["tokens"]) == work.max_steps, f"{work.place()}: {len(clock['times'])} steps"
     return {
