@@ -6,10 +6,10 @@
     python benchmarks/speed.py --quick                    # seconds a cell, into outputs/speed_quick: does it run?
 
 Each cell (data set, model, side, ZeRO, batch size, repetition) trains a fixed number of steps in a fresh process;
-sides that are compared run one after the other, in turned order every other time. hf-tuned takes the batch size of
-16, 32 and 64 that was fastest in a short calibration, once a data set, model and ZeRO, which goes up as long as that
-makes it faster. Shoal runs at the batch size of each peer. Writes speed.json (every cell) and speed.md (the tables). ms-swift is installed into a virtual environment
-in Shoal's cache.
+sides that are compared run one after the other, in turned order every other time. hf-tuned takes the batch size of 16,
+32 and 64 that was fastest in a short calibration, once a data set, model and ZeRO, which goes up as long as that makes
+it faster. Shoal runs at the batch size of each peer. Writes speed.json (every cell) and speed.md (the tables). ms-swift
+is installed into a virtual environment in Shoal's cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The `shoal` command.
 
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
-    shoal plan studies/demo.yaml       say what it would run
+    shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
     shoal report outputs/demo          write the report again from the results
     shoal predict RUN --input FILE     label texts with a finished job
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
@@ -60,8 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("study", type=Path, help="study file (YAML)")
     run.add_argument("--address", help="Ray cluster to join (default: $RAY_ADDRESS, else Ray is started here)")
     run.set_defaults(command=_run)
-    plan = commands.add_parser("plan", help="say what a study would run")
+    plan = commands.add_parser("plan", help="say what a study would run, the memory it needs and where it fits")
     plan.add_argument("study", type=Path, help="study file (YAML)")
+    plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
+    plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
     report = commands.add_parser("report", help="write the report of a study folder again")
     report.add_argument("folder", type=Path, help="study folder, e.g. outputs/demo")
@@ -83,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sizes(text: str) -> list[float]:
+    """Read "8,12,24", the GiB of cards."""
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(0 < size < float("inf") for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of card sizes in GiB, such as 8,12,12")
+    return sizes
+
+
 def _run(options: argparse.Namespace) -> int:
     from launcher.run import run_study
 
@@ -92,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from launcher.plan import print_plan
 
-    return print_plan(options.study)
+    return print_plan(options.study, options.cards, as_json=options.json)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -91,11 +91,16 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def group_name(job: str) -> str:
+    """Return what the names of jobs that differ in their seed only have in common; empty where it is nothing."""
+    return re.sub(r"-?seed\d+$", "", job)
+
+
 def _group(study: str, settings: dict[str, Any], jobs: list[RunResult]) -> dict[str, Any]:
     """Return the figures of jobs that differ in their seed only."""
     split = "test" if all(job.test for job in jobs) else "validation"
     group: dict[str, Any] = {
-        "name": re.sub(r"-?seed\d+$", "", jobs[0].name) or study,
+        "name": group_name(jobs[0].name) or study,
         "settings": settings,
         "jobs": [job.name for job in jobs],
         "num_seeds": len(jobs),

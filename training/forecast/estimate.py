@@ -1,25 +1,22 @@
 """Forecast of a job's peak memory, on its card and in host memory, by cause, before anything runs.
 
-    python -m training.forecast.estimate < requests.jsonl > estimates.jsonl      # what the launcher calls
-
-A request is {"spec", "config", "shape", "dtype", "world_size", "on_card"}, see `forecast`. Needs no weights, no data
-and no card: the model's config.json is enough.
+Needs no weights and no card: the model's config.json, the job's settings and the lengths of its texts are enough.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from training import __version__
 from training.batches import cut_batch
 from training.cache import cached
-from training.errors import UserError
 from training.spec import JobSpec
 
 MIB = 1 << 20
@@ -120,7 +117,7 @@ def forecast(
 ) -> MemoryEstimate:
     """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16 or fp32.
 
-    Cached by content. Raises UserError for what the trainer would refuse.
+    Cached by content; else a forked process computes it. Raises UserError for what the trainer would refuse.
     """
     settings = spec.to_dict()
     used = {
@@ -132,7 +129,10 @@ def forecast(
     key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:32]
 
     def make(target: Path) -> None:
-        estimate = _simulated(spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+        # In a process of its own: torch and DeepSpeed join a group once, and are changed for a forecast.
+        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("fork")) as process:
+            task = process.submit(_simulated, spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+            estimate = task.result()
         target.write_text(json.dumps(asdict(estimate)), encoding="utf-8")
 
     return MemoryEstimate(**json.loads(cached(f"forecast/{key}.json", make).read_text(encoding="utf-8")))
@@ -195,25 +195,3 @@ def _largest(phases: dict[str, dict[str, Bytes]], place: str) -> tuple[Bytes, st
     """Return what is alive in the phase that needs most of this memory, and its name."""
     name = max(phases, key=lambda name: sum(phases[name].get(place, {}).values()))
     return phases[name].get(place, {}), name
-
-
-def main() -> int:
-    """Answer requests, one a line."""
-    from training.parse import build
-    from training.rank import quiet_libraries
-
-    quiet_libraries()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            spec = build(JobSpec, request.pop("spec"), "request")
-            estimate = forecast(spec, request.pop("config"), Shape(**request.pop("shape")), **request)
-            answer = {"ok": True, "estimate": asdict(estimate)}
-        except UserError as error:
-            answer = {"ok": False, "error": str(error)}
-        print(json.dumps(answer), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

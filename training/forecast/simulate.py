@@ -114,7 +114,10 @@ def causes() -> dict[Any, str]:
 
 
 def count_causes(live: LiveBytes, engine: Any) -> None:
-    """Have gradients and what the optimizer makes counted as such."""
+    """Have gradients, gathered weights and what the optimizer makes counted as such."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    Coordinator.fetch_sub_module = _within(live.because(GATHERED), Coordinator.fetch_sub_module)
     engine.step = _within(live.because(OPTIMIZER), engine.step)
     for parameter in trainable_parameters(engine.module).values():
         parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]

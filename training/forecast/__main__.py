@@ -1,0 +1,82 @@
+"""Answers the launcher: forecasts of jobs, in a process of its own, since a forecast changes the libraries it runs on.
+
+    python -m training.forecast < requests > answers        # one JSON a line
+
+A request is {"spec": JobSpec.to_dict(), "on_card": bool}; an answer {"ok": True, "estimate": MemoryEstimate as a dict}
+or {"ok": False, "error": text}. Data and tokenizer are read, for the lengths of the texts, and config.json; no weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from training.errors import UserError
+from training.forecast.estimate import MemoryEstimate, forecast, shape_of
+from training.parse import build
+from training.spec import DataSpec, JobSpec
+
+
+def main() -> int:
+    """Answer until the requests end."""
+    os.environ["DS_ACCELERATOR"] = "cpu"  # a fake card takes a real one's place
+    import torch
+
+    from training.rank import quiet_libraries
+
+    quiet_libraries()
+    torch.set_num_threads(1)  # no pool of threads that a fork would leave behind
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            spec = build(JobSpec, request["spec"], "request")
+            answer: dict[str, Any] = {"ok": True, "estimate": asdict(estimate(spec, on_card=request["on_card"]))}
+        except UserError as error:
+            answer = {"ok": False, "error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+def estimate(spec: JobSpec, *, on_card: bool) -> MemoryEstimate:
+    """Return the forecast of a job on the data and the model it names."""
+    import torch
+
+    from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
+    from training.tokens import tokenize_split
+
+    checkpoint = resolve_checkpoint(spec.model, lambda _: None)
+    corpus = _corpus(json.dumps(spec.to_dict()["data"], sort_keys=True))
+    config = load_config(spec.model, checkpoint, corpus.label_names)
+    tokenizer = load_tokenizer(spec.model, checkpoint)
+    lengths = {
+        name: tokenize_split(split, tokenizer, spec.data.max_seq_length).lengths
+        for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
+        if split is not None
+    }
+    evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
+    if spec.model.dtype != "auto":
+        dtype = spec.model.dtype
+    elif on_card:
+        dtype = "bf16"
+    else:
+        dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
+    shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
+    return forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+
+
+@functools.lru_cache(maxsize=4)
+def _corpus(data: str) -> Any:
+    """Return the corpus of a DataSpec given as JSON."""
+    from training.corpus.load import load_corpus
+
+    return load_corpus(build(DataSpec, json.loads(data), "request"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
