@@ -6,7 +6,7 @@ import bisect
 import json
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def draw_job(number: int, seed: int) -> Job:
         if 1e5 * 10 ** draw.uniform(0, 1.5) < parameters < MAX_PARAMETERS:
             break
     length = draw.choice([16, 32, 64, 128, 256, 512])
-    return Job(
+    job = Job(
         name=f"job{number}", hidden_size=hidden, head_dim=head_dim,
         kv_heads=draw.choice([k for k in (1, 2, 4, heads) if heads % k == 0]), intermediate_size=intermediate,
         layers=layers, vocab_size=vocab, quantization=draw.choice(["none", "none", "nf4", "int8"]),
@@ -127,6 +127,9 @@ def draw_job(number: int, seed: int) -> Job:
         eval_batch_size=draw.choice([b for b in (1, 4, 16, 32) if b * length <= 4096]), max_seq_length=length,
         lengths=draw.choice(["full", "uniform"]), classes=draw.choice([2, 4, 20]),
     )  # fmt: skip
+    # At least a text a class: the texts are one step's, so that the step that is measured has the largest of them.
+    fitting = max(job.accumulation, -(-job.classes // (job.batch_size * job.num_ranks)))
+    return replace(job, accumulation=fitting)
 
 
 def text_lengths(job: Job, number: int, seed: int) -> list[int]:
@@ -165,9 +168,8 @@ def write_inputs(job: Job, folder: Path) -> int:
 
 
 def all_lengths(job: Job) -> dict[str, list[int]]:
-    """Return the tokens of each text of each split; a split has at least a text a class."""
-    number = max(job.texts, job.classes)
-    return {name: text_lengths(job, number, seed) for seed, name in enumerate(("train", "validation"))}
+    """Return the tokens of each text of each split."""
+    return {name: text_lengths(job, job.texts, seed) for seed, name in enumerate(("train", "validation"))}
 
 
 def forecast_job(job: Job, folder: Path) -> int:

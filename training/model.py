@@ -165,13 +165,20 @@ def load_base(
             f"model {spec.model_name_or_path!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...): "
             "they would be random. Check that config.json and the .safetensors files belong together."
         )
-    for part in model.modules():
-        # On CPUs with bf16 instructions bitsandbytes repacks a 4-bit layer in place the first time it is evaluated,
-        # which fails on widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
+    keep_4_bit_layout(model)
     model.requires_grad_(False)
     return model
+
+
+def keep_4_bit_layout(model: Any) -> None:
+    """Keep 4-bit layers as they are.
+
+    On CPUs with bf16 instructions bitsandbytes repacks them in place the first time they are evaluated, which fails on
+    widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
 
 
 LoadBase = Callable[[ModelSpec, str, Any, torch.dtype, torch.device, Partition | None], Any]

@@ -61,8 +61,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return parts(*args, **kwargs)
         output = func(*args, **kwargs)
-        if torch.Tag.pointwise in func.tags:
-            self._convert(args, output)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 if isinstance(leaf, FakeTensor):
@@ -70,6 +68,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if func.is_view and args and isinstance(args[0], Tensor):
                     self._take_for(leaf, args[0])
                 self.note(leaf, self.causes.get(func.overloadpacket))
+        if torch.Tag.pointwise in func.tags:
+            self._convert(args, output)
         return output
 
     def note(self, tensor: Tensor, cause: str | None = None) -> None:
@@ -142,11 +142,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def _parts(func: Any) -> Callable[..., Any] | None:
-    """Return an operation as smaller ones where it is made of such, and may return its input as it is."""
-    made = func.namespace == "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    )
-    return func.decompose if made else None
+    """Return an operation as smaller ones where it has no kernel of its own; it may return its input as it is."""
+
+    def has(key: str) -> bool:
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key))
+
+    composite = func.namespace == "aten" and has("CompositeImplicitAutograd") and not has("CPU")
+    return func.decompose if composite else None
 
 
 class _Because:
