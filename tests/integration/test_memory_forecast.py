@@ -1,0 +1,61 @@
+"""Real jobs take the memory that was forecast, and `shoal plan` says it for cards that are not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT, environment
+
+
+def test_jobs_take_what_was_forecast(tmp_path: Path) -> None:
+    """benchmarks/memory_forecast.py on a few of its jobs; its exit status says whether all its bounds hold."""
+    command = [sys.executable, "benchmarks/memory_forecast.py", "--jobs", "6", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
+    rows = json.loads((tmp_path / "memory_forecast.json").read_text())["rows"]
+    assert len(rows) == 6 and {row["job"]["stage"] for row in rows} >= {1, 3}
+    assert (tmp_path / "memory_forecast.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def study(job_flags: list[str], tmp_path: Path) -> Path:
+    """A study of one setting and two seeds on the tests' model and data."""
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in job_flags if "=" in flag)
+    path = tmp_path / "planned.yaml"
+    path.write_text(
+        f"model: {{model_name_or_path: {flags['model_name_or_path']}}}\n"
+        f"data: {{train_file: {flags['train_file']}, max_seq_length: 32}}\nseed: [0, 1]\n"
+        "sweep: {jobs: [{name: plain}, {name: nf4, model: {quantization: nf4}, num_ranks: 2}]}\n"
+    )
+    return path
+
+
+def plan(study: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher.cli", "plan", str(study), *options]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_plan_says_what_fits_on_cards_that_are_not_here(study: Path) -> None:
+    run = plan(study, "--cards", "8,12,12", "--json")
+    assert run.returncode == 0, run.stderr
+    jobs: list[dict[str, Any]] = json.loads(run.stdout)
+    assert [job["job"] for job in jobs] == ["plain-seed0", "plain-seed1", "nf4-seed0", "nf4-seed1"]
+    assert [job["fits_gib"] for job in jobs] == [[8, 12], [8, 12], [12], [12]]
+    plain, nf4 = jobs[0]["card"], jobs[2]["card"]
+    assert nf4["base weights"] < plain["base weights"] and nf4["NCCL buffers"]
+    assert {"activations", "optimizer states", "CUDA context"} <= set(plain)
+    run = plan(study, "--cards", "8,12,12")
+    assert "fits cards of" in run.stdout and "card: CUDA context" in run.stdout
+
+
+def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
+    run = plan(study, "--cards", "0.25")
+    assert run.returncode == 1
+    assert "the largest card has 0.25" in " ".join(run.stdout.split())
+    assert "needs 2 cards of one size" in " ".join(run.stdout.split())
+    assert plan(study, "--cards", "eight").returncode == 2

@@ -1,0 +1,145 @@
+"""The memory forecast: what is counted as alive, which micro-batch is the largest, and where a job fits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from launcher.expand import StudyJob
+from launcher.folder import StudyFolder
+from launcher.forecast import Forecast
+from launcher.plan import GIB, plan_job
+from training.batches import plan_step
+from training.forecast.estimate import largest_micro_batch, shape_of
+from training.forecast.live import LiveBytes
+from training.spec import DataSpec, JobSpec, TrainingSpec
+
+
+def total(live: LiveBytes) -> int:
+    return sum(live.live.values())
+
+
+def test_storages_are_counted_while_they_live_and_views_never() -> None:
+    with FakeTensorMode(), LiveBytes({}, {}) as live:
+        whole = torch.empty(100)
+        assert total(live) == 400
+        views = [whole[10:20], whole.view(10, 10).t(), whole.detach().reshape(50, 2), whole.to(torch.float32)]
+        assert total(live) == 400
+        del whole
+        assert total(live) == 400
+        copy = views[0].clone()
+        assert total(live) == 440
+        del views
+        assert total(live) == 40
+        del copy
+        assert total(live) == 0
+    assert sum(live.peaks["cpu"].values()) == 440
+
+
+def test_a_training_step_peaks_where_arithmetic_says() -> None:
+    """x [8, 4] -> W [4, 16] -> relu -> sum: in backward W, x, hidden, relu's output and the gradients are alive."""
+    with FakeTensorMode(), LiveBytes({}, {}) as live:
+        weight = nn.Parameter(torch.empty(4, 16))
+        x = torch.empty(8, 4)
+        torch.relu(x @ weight).sum().backward()
+        assert weight.grad is not None
+        assert total(live) == 4 * (64 + 32 + 64)
+    peak = sum(live.peaks["cpu"].values())
+    hidden = 4 * 8 * 16
+    assert 4 * (64 + 32) + 2 * hidden <= peak <= 4 * (64 + 32 + 64) + 3 * hidden
+
+
+def test_causes_and_stand_ins() -> None:
+    aten = torch.ops.aten
+
+    def by_parts(x: torch.Tensor, *_: object) -> torch.Tensor:
+        return x.exp() + x.exp()  # two temporaries that the kernel itself would not show
+
+    with FakeTensorMode(), LiveBytes({aten.softplus: by_parts}, {aten.zeros_like: "zeros"}) as live:
+        x = torch.empty(10)
+        live.restart()
+        torch.nn.functional.softplus(x)
+        assert sum(live.peaks["cpu"].values()) == 160
+        zeros = torch.zeros_like(x)
+        assert live.live["cpu", "zeros"] == 40
+        with live.because("mine"):
+            mine = x + zeros
+        assert live.live["cpu", "mine"] == 40
+        live.note(mine, "yours")
+        assert (live.live["cpu", "mine"], live.live["cpu", "yours"]) == (0, 40)
+        assert zeros.sum().item() == 1.0  # no value is known, and none stops the program
+
+
+def test_a_cpu_converts_operands_beside_the_output() -> None:
+    with FakeTensorMode(), LiveBytes({}, {}) as live:
+        narrow, wide = torch.empty(10, dtype=torch.bfloat16), torch.empty(10, 1)
+        live.restart()
+        narrow.mul_(wide[:, 0])
+    assert sum(live.peaks["cpu"].values()) == 20 + 40 + 80  # both, then fp32 copies of operand and output
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    micro_batch=st.integers(1, 6),
+    accumulation=st.integers(1, 3),
+    world_size=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+def test_no_step_has_a_larger_micro_batch(
+    lengths: list[int], micro_batch: int, accumulation: int, world_size: int, seed: int
+) -> None:
+    budget = micro_batch * 40
+    batch = micro_batch * accumulation * world_size
+    largest = sum(largest_micro_batch(lengths, budget, batch, world_size))
+    for step in range(4):
+        plan = plan_step(
+            step, lengths, seed=seed, global_batch_size=batch, rank=0, world_size=world_size, token_budget=budget
+        )
+        assert max(sum(lengths[i] for i in texts) for texts in plan.micro_batches) <= largest
+
+
+def spec_of(**training: int) -> JobSpec:
+    return JobSpec(data=DataSpec(train_file="t.csv", max_seq_length=64), training=TrainingSpec(**training))
+
+
+def test_without_data_all_texts_are_longest() -> None:
+    spec = spec_of(per_device_train_batch_size=4, gradient_accumulation_steps=2, per_device_eval_batch_size=3)
+    shape = shape_of(spec, None, None, 2)
+    assert (shape.training, shape.evaluation, shape.accumulates) == ([64] * 4, [64] * 3, True)
+
+
+def test_short_texts_share_the_room_of_long_ones() -> None:
+    draw = random.Random(0)
+    lengths = [draw.randint(5, 20) for _ in range(100)]
+    shape = shape_of(spec_of(per_device_train_batch_size=4), lengths, lengths, 1)
+    assert len(shape.training) == 4 and not shape.accumulates  # a step has no more
+    assert len(shape.evaluation) > 12
+
+
+@pytest.mark.parametrize(
+    ("card", "num_ranks", "sizes", "fits"),
+    [
+        (7.9, 1, [8, 12], (8, 12)),
+        (8.1, 1, [8, 12], (12,)),
+        (7.0, 2, [8, 12], ()),
+        (7.0, 2, [8, 12, 12], (12,)),
+        (13.0, 1, [8, 12], ()),
+    ],
+)
+def test_a_job_fits_equal_cards_that_are_large_enough(
+    card: float, num_ranks: int, sizes: list[float], fits: tuple[float, ...], tmp_path: Path
+) -> None:
+    spec = JobSpec(data=DataSpec(train_file="t.csv"), num_ranks=num_ranks, output_dir=str(tmp_path / "jobs" / "job"))
+    job = StudyJob(written=spec, spec=spec, data_content=[])
+    forecast = Forecast(card={"base weights": round(card * GIB)}, host={})
+    planned = plan_job(job, forecast, sizes, StudyFolder(tmp_path), on_card=True)
+    assert planned.fits == fits and planned.status == "to run"
+    refused = Forecast(card={}, host={}, error="no")
+    assert plan_job(job, refused, sizes, StudyFolder(tmp_path), on_card=True).fits == ()
