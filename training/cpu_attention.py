@@ -28,7 +28,7 @@ def is_short(query: Tensor, key: Tensor) -> bool:
 
 def short_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """Return causal attention [B, H, T, D] of query [B, H, T, D] to key and value [B, H_kv, T, D]."""
-    mask = _causal_mask(key.shape[2], query.shape[1] // key.shape[1])
+    mask = causal_mask(key.shape[2], query.shape[1] // key.shape[1])
     return _attend(query, key, value, mask.expand(query.shape[0] * key.shape[1], -1, -1), scale)
 
 
@@ -53,7 +53,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
 
 
 @lru_cache(maxsize=64)
-def _causal_mask(length: int, repeats: int) -> Tensor:
+def causal_mask(length: int, repeats: int) -> Tensor:
     """[repeats * length, length]: 0 where a token sees, -inf where it does not."""
     mask = torch.full((length, length), float("-inf"), dtype=torch.bfloat16).triu(1)
     return mask.repeat(repeats, 1)

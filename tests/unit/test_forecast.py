@@ -112,14 +112,23 @@ def spec_of(**training: int) -> JobSpec:
 def test_without_data_all_texts_are_longest() -> None:
     spec = spec_of(per_device_train_batch_size=4, gradient_accumulation_steps=2, per_device_eval_batch_size=3)
     shape = shape_of(spec, None, None, 2)
-    assert (shape.training, shape.evaluation, shape.accumulates) == ([64] * 4, [64] * 3, True)
+    assert (shape.training, shape.evaluation, shape.accumulates) == ([[64] * 4], [64] * 3, True)
+
+
+def test_short_texts_are_a_case_of_their_own_where_their_attention_is_kept() -> None:
+    spec = JobSpec(
+        data=DataSpec(train_file="t.csv", max_seq_length=512),
+        training=TrainingSpec(per_device_train_batch_size=1, gradient_accumulation_steps=10),
+    )
+    assert shape_of(spec, [500, 490, 340, 30], None, 1).training == [[500], [340]]
+    assert shape_of(spec, [340, 300], None, 1).training == [[340]]
 
 
 def test_short_texts_share_the_room_of_long_ones() -> None:
     draw = random.Random(0)
     lengths = [draw.randint(5, 20) for _ in range(100)]
     shape = shape_of(spec_of(per_device_train_batch_size=4), lengths, lengths, 1)
-    assert len(shape.training) == 4 and not shape.accumulates  # a step has no more
+    assert len(shape.training[0]) == 4 and not shape.accumulates  # a step has no more
     assert len(shape.evaluation) > 12
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -44,10 +44,12 @@ Bytes = dict[str, int]
 class Shape:
     """What of a job's data its memory depends on: the largest micro-batches, as the tokens of each of their texts."""
 
-    training: list[int]
+    training: list[list[int]]
     evaluation: list[int]
     accumulates: bool
     """Whether a step adds up several micro-batches."""
+    masks: list[int] = field(default_factory=list)
+    """Lengths that `training.cpu_attention` keeps a mask for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +77,16 @@ class MemoryEstimate:
         return sum(self.host.values())
 
 
-def largest_micro_batch(lengths: Sequence[int], token_budget: int, most_texts: int, world_size: int) -> list[int]:
+def largest_micro_batch(
+    lengths: Sequence[int],
+    token_budget: int,
+    most_texts: int,
+    world_size: int,
+    weigh: Callable[[Sequence[int]], int] = sum,
+) -> list[int]:
     """Return the texts, as their tokens, of the largest micro-batch that `training.batches` could cut for a rank.
 
-    `most_texts` are in a step of all ranks. The largest come of texts that are neighbours in length.
+    `most_texts` are in a step of all ranks. The largest, by `weigh`, come of texts that are neighbours in length.
     """
     ordered = sorted(lengths, reverse=True)
     best: list[int] = []
@@ -88,13 +96,24 @@ def largest_micro_batch(lengths: Sequence[int], token_budget: int, most_texts: i
         batch = ordered[first : first + most_texts]
         for cut in cut_batch(range(len(batch)), batch, rank=0, world_size=world_size, token_budget=token_budget):
             micro_batch = [batch[index] for index in cut]
-            if sum(micro_batch) > sum(best):
+            if weigh(micro_batch) > weigh(best):
                 best = micro_batch
     return best
 
 
+def _attention_squares(lengths: Sequence[int]) -> int:
+    """Return how many scores a head of `training.cpu_attention` keeps, which longer texts do without."""
+    from training.cpu_attention import LONGEST
+    from training.packing import group_lengths
+
+    return sum(texts * longest**2 for texts, longest in group_lengths(lengths) if longest < LONGEST)
+
+
 def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[int] | None, world_size: int) -> Shape:
     """Return the shape of a job on texts of these many tokens (train; all others). Without them, all are longest."""
+    from training.cpu_attention import LONGEST
+    from training.packing import group_lengths
+
     training, longest = spec.training, spec.data.max_seq_length
     step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     budget, evaluation = training.per_device_train_batch_size * longest, training.per_device_eval_batch_size * longest
@@ -105,8 +124,11 @@ def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[i
         else [longest] * training.per_device_eval_batch_size * world_size
     )
     largest = largest_micro_batch(train, budget, step * world_size, world_size)
+    squares = largest_micro_batch(train, budget, step * world_size, world_size, _attention_squares)
+    masks = {group_lengths([length])[0][1] for length in set(train)}
     return Shape(
-        training=largest,
+        masks=sorted(length for length in masks if length < LONGEST),
+        training=[largest, squares] if _attention_squares(squares) > _attention_squares(largest) else [largest],
         evaluation=largest_micro_batch(others, evaluation, len(others), world_size),
         accumulates=min(step * world_size, len(train)) > len(largest) * world_size,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +15,7 @@ import torch
 
 from training import rank
 from training.batches import StepPlan
+from training.cpu_attention import causal_mask
 from training.deepspeed_config import fill_auto, read_deepspeed_config
 from training.engine import trainable_parameters
 from training.evaluation import to_device
@@ -29,6 +30,7 @@ from training.spec import JobSpec
 from training.tokens import TokenizedSplit
 
 BASE, ADAPTER, OPTIMIZER = "base weights", "adapter and head", "optimizer states"
+MASKS = "attention masks"
 ACTIVATIONS, GRADIENTS, GATHERED, DEQUANTIZED = "activations", "gradients", "gathered weights", "dequantized weights"
 
 
@@ -77,10 +79,12 @@ def simulate(
         count_causes(live, run.engine)
         base_on_card = live.live[CARD, BASE]
         end("loading")
+        if not on_card and dtype == torch.bfloat16 and run.engine.module.packed:
+            live.cause = MASKS
+            for length in shape.masks:
+                causal_mask(length, config.num_attention_heads // config.num_key_value_heads)
         live.cause = ACTIVATIONS
-        number = len(shape.training)
-        batches = [list(range(number))] * (2 if shape.accumulates else 1)
-        step = StepPlan(micro_batches=batches, num_samples=number * len(batches) * world_size)
+        steps = list(largest_steps(shape, world_size))
 
         def evaluate() -> None:
             run.engine.eval()
@@ -91,7 +95,7 @@ def simulate(
 
         # As in a job: ZeRO-3 fetches ahead what it saw used before, and AdamW has its states from the second step on.
         evaluate()
-        for index in range(2):
+        for index, step in enumerate([*steps, *steps]):
             optimizer_step(run, step, index, 1e-3)
             end("training")
             end("saving")
@@ -136,9 +140,21 @@ def _within(context: AbstractContextManager[None], function: Callable[..., Any])
     return inside
 
 
+def largest_steps(shape: Shape, world_size: int) -> Iterator[StepPlan]:
+    """Yield a step of each of the largest micro-batches."""
+    first = 0
+    for texts in shape.training:
+        micro_batches = [list(range(first, first + len(texts)))] * (2 if shape.accumulates else 1)
+        yield StepPlan(micro_batches=micro_batches, num_samples=len(texts) * len(micro_batches) * world_size)
+        first += len(texts)
+
+
 def fake_material(config: Any, dtype: torch.dtype, shape: Shape) -> Any:
     """Return a Material of texts of these lengths."""
-    splits = {"train": texts_of(shape.training), "validation": texts_of(shape.evaluation)}
+    splits = {
+        "train": texts_of([length for texts in shape.training for length in texts]),
+        "validation": texts_of(shape.evaluation),
+    }
     corpus = SimpleNamespace(
         label_names=[str(label) for label in range(config.num_labels)], facts={"sha256": {"train": ""}}
     )
