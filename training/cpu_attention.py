@@ -1,6 +1,6 @@
 """Attention of short texts in bf16 on a CPU, where PyTorch's own kernels are slow.
 
-Its flash kernel takes up to five times as long for a backward pass over texts of a hundred tokens as batched matrix
+Its flash kernel takes several times as long for a backward pass over texts of a hundred tokens as batched matrix
 products do (torch 2.13, AVX512-bf16 and AMX). Written out, scores and probabilities of a text exist at once; they
 grow with the square of its length, which is why long texts go to the kernel.
 """
