@@ -16,7 +16,7 @@ import torch
 from training import rank
 from training.batches import StepPlan
 from training.cpu_attention import causal_mask
-from training.deepspeed_config import fill_auto, read_deepspeed_config
+from training.deepspeed_config import fill_auto, read_deepspeed_config, zero_stage
 from training.engine import trainable_parameters
 from training.evaluation import to_device
 from training.forecast.base import fake_base, stand_ins
@@ -93,12 +93,18 @@ def simulate(
             run.engine.train()
             end("evaluation")
 
-        # As in a job: ZeRO-3 fetches ahead what it saw used before, and AdamW has its states from the second step on.
-        evaluate()
+        # Evaluations come between as in a job, since ZeRO-3 fetches ahead what it saw used before. AdamW has its states
+        # from the second step on.
+        stage3 = zero_stage(filled) == 3
+        if stage3:
+            evaluate()
         for index, step in enumerate([*steps, *steps]):
             optimizer_step(run, step, index, 1e-3)
             end("training")
             end("saving")
+            if stage3:
+                evaluate()
+        if not stage3:
             evaluate()
         trained = sum(
             parameter_shape(parameter).numel() for parameter in trainable_parameters(run.engine.module).values()
