@@ -98,7 +98,7 @@ def main() -> int:
     if arguments.fresh:
         for part in parts:
             part.unlink(missing_ok=True)
-    done = {row["job"]["name"] for row in read_rows(parts)}
+    done = {row["job"]["name"] for row in read_rows(parts) if "error" not in row}
     jobs = [job for number in range(arguments.jobs) if (job := draw_job(number, arguments.seed)).name not in done]
     shares = [jobs[number :: len(parts)] for number in range(len(parts))]
     workers = [fork(partial(work, share, part), Path("/dev/stdout")) for share, part in zip(shares, parts, strict=True)]
@@ -107,8 +107,13 @@ def main() -> int:
 
 
 def read_rows(parts: list[Path]) -> list[dict[str, Any]]:
-    """Return the rows all workers have written."""
-    return [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
+    """Return the rows all workers have written; of a job that was run again the one that worked."""
+    rows = [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
+    by_name: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if "error" not in row or row["job"]["name"] not in by_name:
+            by_name[row["job"]["name"]] = row
+    return list(by_name.values())
 
 
 if __name__ == "__main__":
