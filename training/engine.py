@@ -134,6 +134,7 @@ def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, conf
         gather_layer_by_layer(model)
     with _refusals(), _quiet_output():  # DeepSpeed prints the memory in use at each stage of its start
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    engine.train()  # bases are loaded for evaluation, in which nothing is recomputed
     return engine
 
 

@@ -17,7 +17,7 @@ from launcher.folder import StudyFolder
 from launcher.forecast import Forecast
 from launcher.plan import GIB, plan_job
 from training.batches import plan_step
-from training.forecast.estimate import largest_micro_batch, shape_of
+from training.forecast.estimate import forecast, largest_micro_batch, shape_of
 from training.forecast.live import LiveBytes
 from training.spec import DataSpec, JobSpec, TrainingSpec
 
@@ -147,8 +147,26 @@ def test_a_job_fits_equal_cards_that_are_large_enough(
 ) -> None:
     spec = JobSpec(data=DataSpec(train_file="t.csv"), num_ranks=num_ranks, output_dir=str(tmp_path / "jobs" / "job"))
     job = StudyJob(written=spec, spec=spec, data_content=[])
-    forecast = Forecast(card={"base weights": round(card * GIB)}, host={})
-    planned = plan_job(job, forecast, sizes, StudyFolder(tmp_path), on_card=True)
+    needed = Forecast(card={"base weights": round(card * GIB)}, host={})
+    planned = plan_job(job, needed, sizes, StudyFolder(tmp_path), on_card=True)
     assert planned.fits == fits and planned.status == "to run"
     refused = Forecast(card={}, host={}, error="no")
     assert plan_job(job, refused, sizes, StudyFolder(tmp_path), on_card=True).fits == ()
+
+
+def test_recomputing_leaves_fewer_activations_from_the_first_step_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No evaluation comes before the first step here, nor where a job goes on from a checkpoint."""
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+    config = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_labels": 3, "pad_token_id": 0,
+    }  # fmt: skip
+    activations = []
+    for checkpointing in (False, True):
+        spec = spec_of(per_device_train_batch_size=4, gradient_checkpointing=checkpointing)
+        estimate = forecast(spec, config, shape_of(spec, None, None, 1), dtype="fp32", world_size=1, on_card=False)
+        assert estimate.phase == "training"
+        activations.append(estimate.host["activations"])
+    assert activations[1] < 0.6 * activations[0]
