@@ -165,7 +165,9 @@ def test_recomputing_leaves_fewer_activations_from_the_first_step_on(
     }  # fmt: skip
     activations = []
     for checkpointing in (False, True):
-        spec = spec_of(per_device_train_batch_size=4, gradient_checkpointing=checkpointing)
+        spec = spec_of(
+            per_device_train_batch_size=4, per_device_eval_batch_size=1, gradient_checkpointing=checkpointing
+        )
         estimate = forecast(spec, config, shape_of(spec, None, None, 1), dtype="fp32", world_size=1, on_card=False)
         assert estimate.phase == "training"
         activations.append(estimate.host["activations"])
