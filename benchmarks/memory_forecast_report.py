@@ -124,7 +124,8 @@ def settings(row: Row) -> str:
     job = row["job"]
     parts = [
         job["quantization"] if job["quantization"] != "none" else "", job["dtype"], f"ZeRO-{job['stage']}",
-        f"offload {job['offload']}" if job["offload"] != "none" else "", f"{job['num_ranks']} rank" + "s" * (job["num_ranks"] > 1),
+        f"offload {job['offload']}" if job["offload"] != "none" else "",
+        f"{job['num_ranks']} rank" + "s" * (job["num_ranks"] > 1),
         "recomputing" if job["checkpointing"] else "", f"batch {job['batch_size']} x {job['accumulation']}",
         f"{job['max_seq_length']} tokens",
     ]  # fmt: skip
