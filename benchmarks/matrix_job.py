@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.forked import run_forked, run_ranks
+from benchmarks.word_tokenizer import save_word_tokenizer
 
 TOLERANCE = {"none": 1e-5, "nf4": 1e-5, "int8": 2e-2, "bf16": 2e-2}
 """Largest difference of a logit, as a share of the largest logit (at least 1).
@@ -66,17 +67,11 @@ def write_rows(path: Path, num_classes: int, rows: int, seed: int) -> None:
 def write_inputs(folder: Path) -> int:
     """Write a LLaMA of two layers with random weights, the data of each number of classes, the DeepSpeed files."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = [word for label in range(max(CLASSES)) for word in class_words(label)] + FILLERS
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "model")
+    save_word_tokenizer(
+        [word for label in range(max(CLASSES)) for word in class_words(label)] + FILLERS, folder / "model"
+    )
     torch.manual_seed(0)
     # Widths are multiples of 64, a block of nf4.
     config = LlamaConfig(

@@ -36,12 +36,14 @@ from benchmarks.memory_forecast_job import (  # noqa: E402
 )
 from benchmarks.memory_forecast_report import write_results  # noqa: E402
 
+PARTS = ".memory_forecast_*.jsonl"
+"""What the workers of a run write, job by job."""
+
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=300, metavar="N", help="how many (default: 300)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="jobs at a time")
     parser.add_argument("--fresh", action="store_true", help="run again what is in the results")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
@@ -94,26 +96,35 @@ def main() -> int:
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     preload()
+    known = [] if arguments.fresh else read_rows(arguments.output)
     parts = [arguments.output / f".memory_forecast_{number}.jsonl" for number in range(arguments.workers)]
-    if arguments.fresh:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    done = {row["job"]["name"] for row in read_rows(parts) if "error" not in row}
-    jobs = [job for number in range(arguments.jobs) if (job := draw_job(number, arguments.seed)).name not in done]
+    done = {row["job"]["name"] for row in known}
+    jobs = [job for number in range(arguments.jobs) if (job := draw_job(number)).name not in done]
     shares = [jobs[number :: len(parts)] for number in range(len(parts))]
+    if arguments.fresh:
+        remove_parts(arguments.output)
     workers = [fork(partial(work, share, part), Path("/dev/stdout")) for share, part in zip(shares, parts, strict=True)]
     wait(workers, timeout_seconds=24 * 3600)
-    return write_results(read_rows(parts), arguments.output)
+    found = [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
+    names = {row["job"]["name"] for row in found}
+    status = write_results([*(row for row in known if row["job"]["name"] not in names), *found], arguments.output)
+    remove_parts(arguments.output)
+    return status
 
 
-def read_rows(parts: list[Path]) -> list[dict[str, Any]]:
-    """Return the rows all workers have written; of a job that was run again the one that worked."""
-    rows = [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
-    by_name: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if "error" not in row or row["job"]["name"] not in by_name:
-            by_name[row["job"]["name"]] = row
-    return list(by_name.values())
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of jobs that worked: of the results, and of a run that was stopped."""
+    results = folder / "memory_forecast.json"
+    rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+    for part in folder.glob(PARTS):
+        rows += [json.loads(line) for line in part.open(encoding="utf-8")]
+    return list({row["job"]["name"]: row for row in rows if "error" not in row}.values())
+
+
+def remove_parts(folder: Path) -> None:
+    """Drop what each worker has written; it stands in the results."""
+    for part in folder.glob(PARTS):
+        part.unlink()
 
 
 if __name__ == "__main__":

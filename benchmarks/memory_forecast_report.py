@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import hardware
+from training.forecast.memory_estimate import SAFETY_MARGIN
 
 BOUNDS = {"median": 0.02, "95th percentile": 0.05}
-SAFETY_MARGIN = 0.03
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "accelerate")
 PEERS = ("DeepSpeed estimate_zero*", "accelerate estimate-memory")
 

@@ -7,37 +7,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from launcher.expand import CHECKOUT
+from training.errors import ShoalError, UserError
+from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import JobSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What a rank of a job needs at its peak, in bytes by cause; or why that is not known."""
+def forecasts(specs: Sequence[JobSpec], *, on_card: bool) -> Iterator[MemoryEstimate | UserError]:
+    """Yield the forecast of each job, or what the trainer refuses it for, as it comes.
 
-    card: dict[str, int]
-    """Empty for a job on the CPU."""
-    host: dict[str, int]
-    error: str = ""
-    """What the trainer refuses the job for."""
-
-    @property
-    def card_bytes(self) -> int:
-        """All of a card's memory that the rank needs."""
-        return sum(self.card.values())
-
-    @property
-    def host_bytes(self) -> int:
-        """All of the host memory that the rank needs."""
-        return sum(self.host.values())
-
-
-def forecasts(specs: Sequence[JobSpec], *, on_card: bool) -> Iterator[Forecast]:
-    """Yield the forecast of each job as it comes; ten seconds for the first of a large model, then it is known.
-
-    Raises RuntimeError where the trainer's process fails.
+    Seconds for each that is new, then it is known. Raises ShoalError where the trainer's process fails.
     """
     command = [sys.executable, "-m", "training.forecast"]
     with (
@@ -56,9 +36,6 @@ def forecasts(specs: Sequence[JobSpec], *, on_card: bool) -> Iterator[Forecast]:
                 process.wait()
                 log.seek(0)
                 reason = log.read().strip().splitlines()
-                raise RuntimeError(f"the forecast failed: {reason[-1] if reason else 'no answer'}") from None
-            if answer["ok"]:
-                yield Forecast(card=answer["estimate"]["card"], host=answer["estimate"]["host"])
-            else:
-                yield Forecast(card={}, host={}, error=answer["error"])
+                raise ShoalError(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
+            yield MemoryEstimate(**answer["estimate"]) if answer["ok"] else UserError(answer["error"])
         process.stdin.close()

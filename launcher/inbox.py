@@ -129,19 +129,6 @@ class RayRecorder:
         return ray.get(getattr(self.inbox, method).remote(self.job, *arguments))
 
 
-class SilentRecorder:
-    """Recorder of every rank but the first."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        """Do nothing."""
-
-    def save(self, relative_path: str, source: Path) -> None:
-        """Do nothing."""
-
-    def remove(self, relative_path: str) -> None:
-        """Do nothing."""
-
-
 def _delete(path: Path) -> None:
     """Remove a file or folder if it is there."""
     if path.is_dir():

@@ -15,11 +15,13 @@ from rich.table import Table
 from launcher.cards import local_sizes_gib
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
-from launcher.forecast import Forecast, forecasts
+from launcher.forecast import forecasts
 from launcher.report import group_name, varying_settings
 from launcher.report_markdown import describe
 from launcher.run import OUTPUTS, read_jobs
-from training.errors import EXIT_FAILED
+from training.errors import EXIT_FAILED, UserError
+from training.forecast.memory_estimate import MemoryEstimate
+from training.spec import JobSpec
 
 GIB = 2**30
 SMALL = 0.005
@@ -31,7 +33,8 @@ class PlannedJob:
     """A job and what it needs."""
 
     job: StudyJob
-    forecast: Forecast
+    forecast: MemoryEstimate | UserError
+    """What a rank needs, or what the trainer refuses the job for."""
     status: str
     """finished, or to run."""
     fits: tuple[float, ...]
@@ -46,7 +49,7 @@ class PlannedJob:
             "num_ranks": written.num_ranks,
             "status": self.status,
             "fits_gib": list(self.fits),
-            **asdict(self.forecast),
+            **({"error": str(self.forecast)} if isinstance(self.forecast, UserError) else asdict(self.forecast)),
         }
 
 
@@ -75,17 +78,20 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
 
 
 def plan_job(
-    job: StudyJob, forecast: Forecast, sizes: Sequence[float], folder: StudyFolder, *, on_card: bool
+    job: StudyJob, forecast: MemoryEstimate | UserError, sizes: Sequence[float], folder: StudyFolder, *, on_card: bool
 ) -> PlannedJob:
     """Return where a job fits: cards of one size, enough of them for its ranks, each large enough for one."""
-    needed = forecast.card_bytes if on_card else forecast.host_bytes
-    fits = [
-        size
-        for size, number in sorted(Counter(sizes).items())
-        if number >= job.written.num_ranks and size * GIB >= needed and not forecast.error
-    ]
+    fits: list[float] = []
+    if isinstance(forecast, MemoryEstimate):
+        needed, num_ranks = _needed(forecast, on_card=on_card), job.written.num_ranks
+        fits = [size for size, number in sorted(Counter(sizes).items()) if number >= num_ranks and size * GIB >= needed]
     status = "finished" if folder.finished(job) else "to run"
     return PlannedJob(job=job, forecast=forecast, status=status, fits=tuple(fits))
+
+
+def _needed(forecast: MemoryEstimate, *, on_card: bool) -> int:
+    """Return the bytes a card must have for a rank; a virtual card's rank is in host memory."""
+    return forecast.card_bytes if on_card else forecast.host_bytes
 
 
 def _print_table(planned: Sequence[PlannedJob], sizes: Sequence[float], *, on_card: bool) -> None:
@@ -99,32 +105,43 @@ def _print_table(planned: Sequence[PlannedJob], sizes: Sequence[float], *, on_ca
     for title in ("jobs", "seeds", "ranks", *(["card GiB"] if on_card else []), "host GiB", "fits cards of", "status"):
         table.add_column(title, overflow="fold")
     for items in groups.values():
-        forecast = max((item.forecast for item in items), key=lambda each: (each.card_bytes, each.host_bytes))
-        memory = [forecast.card_bytes, forecast.host_bytes] if on_card else [forecast.host_bytes]
-        to_run = sum(item.status == "to run" for item in items)
-        table.add_row(
-            group_name(items[0].job.name) or "all", ", ".join(str(item.job.written.seed) for item in items),
-            str(items[0].job.written.num_ranks),
-            *("refused" if forecast.error else f"{size / GIB:.2f}" for size in memory),
-            ", ".join(f"{size:g} GiB" for size in items[0].fits) or "none",
-            f"{to_run} to run" if to_run else "finished",
-        )  # fmt: skip
+        table.add_row(*_cells(items, on_card=on_card))
     console.print(table)
     have = ", ".join(f"{number} x {size:g} GiB" for size, number in sorted(Counter(sizes).items()))
     kind = "cards" if on_card else "virtual cards, whose ranks run on the CPU"
     console.print(f"{len(planned)} jobs; memory is a rank's peak. Planned for {have} ({kind}).", highlight=False)
-    for items in groups.values():
-        item = items[0]
-        name = group_name(item.job.name) or "all"
-        varies = {key: value for key, value in settings[item.job.name].items() if key != "num_ranks"}
-        text = f"\n{name} ({describe(varies)})\n  "
-        text += item.forecast.error or _explain(item.forecast, on_card=on_card)
-        if not item.fits and not item.forecast.error:
-            text += f"\n  {_refusal(item, sizes, on_card=on_card)}"
+    for first, *_ in groups.values():
+        varies = {key: value for key, value in settings[first.job.name].items() if key != "num_ranks"}
+        text = f"\n{group_name(first.job.name) or 'all'} ({describe(varies)})\n  "
+        if isinstance(first.forecast, UserError):
+            text += str(first.forecast)
+        else:
+            text += _explain(first.forecast, on_card=on_card)
+            if not first.fits:
+                text += f"\n  {_refusal(first.job.written, first.forecast, sizes, on_card=on_card)}"
         console.print(text, highlight=False, markup=False)
 
 
-def _explain(forecast: Forecast, *, on_card: bool) -> str:
+def _cells(items: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
+    """Return the table's line of jobs that differ in their seed."""
+    first, forecast = items[0], items[0].forecast
+    if isinstance(forecast, MemoryEstimate):
+        needs = [forecast.card_bytes, forecast.host_bytes] if on_card else [forecast.host_bytes]
+        memory = [f"{size / GIB:.2f}" for size in needs]
+    else:
+        memory = ["refused"] * (2 if on_card else 1)
+    to_run = sum(item.status == "to run" for item in items)
+    return [
+        group_name(first.job.name) or "all",
+        ", ".join(str(item.job.written.seed) for item in items),
+        str(first.job.written.num_ranks),
+        *memory,
+        ", ".join(f"{size:g} GiB" for size in first.fits) or "none",
+        f"{to_run} to run" if to_run else "finished",
+    ]
+
+
+def _explain(forecast: MemoryEstimate, *, on_card: bool) -> str:
     """Return what a rank's memory is made of, the largest first."""
     causes = forecast.card if on_card else forecast.host
     parts = sorted(causes.items(), key=lambda item: -item[1])
@@ -132,15 +149,21 @@ def _explain(forecast: Forecast, *, on_card: bool) -> str:
     return f"{where}: " + ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
 
 
-def _refusal(item: PlannedJob, sizes: Sequence[float], *, on_card: bool) -> str:
-    """Return why a job fits nowhere, and what would help."""
-    job, needed = item.job.written, item.forecast.card_bytes if on_card else item.forecast.host_bytes
+def _refusal(job: JobSpec, forecast: MemoryEstimate, sizes: Sequence[float], *, on_card: bool) -> str:
+    """Return why a job fits nowhere, and which of the settings that would help it does not have yet."""
     most = max(Counter(sizes).values(), default=0)
     if job.num_ranks > most:
         return f"It needs {job.num_ranks} cards of one size, and there are {most} at most: set fewer num_ranks."
+    offload = "ds_configs/zero3_offload_param.json"
+    ways = {
+        "a smaller training.per_device_train_batch_size with more gradient_accumulation_steps":
+            job.training.per_device_train_batch_size > 1,
+        "training.gradient_checkpointing: true": not job.training.gradient_checkpointing,
+        "model.quantization: nf4": job.model.quantization != "nf4",
+        f"deepspeed: {offload}": job.deepspeed != offload,
+        "a smaller data.max_seq_length": True,
+    }  # fmt: skip
     return (
-        f"It needs {needed / GIB:.2f} GiB a rank and the largest card has {max(sizes):g}: set a smaller "
-        "training.per_device_train_batch_size (and more gradient_accumulation_steps), "
-        "training.gradient_checkpointing: true, model.quantization: nf4, or deepspeed: "
-        "ds_configs/zero3_offload_param.json."
+        f"It needs {_needed(forecast, on_card=on_card) / GIB:.2f} GiB a rank and the largest card has {max(sizes):g}. "
+        f"What saves memory: {'; '.join(way for way, is_new in ways.items() if is_new)}."
     )

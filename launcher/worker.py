@@ -17,11 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.inbox import RayRecorder, SilentRecorder
+from launcher.inbox import RayRecorder
 from training.errors import ShoalError, UserError
 from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port
-from training.recorder import Recorder
+from training.recorder import Recorder, SilentRecorder
 from training.result import RunResult
 from training.spec import JobSpec
 

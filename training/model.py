@@ -26,6 +26,8 @@ from training.tiny_llama import ensure_tiny_llama
 
 HEAD = "score"
 """Name transformers gives the classification head of decoder-only models."""
+LoadBase = Callable[[ModelSpec, str, Any, torch.dtype, torch.device, Partition | None], Any]
+"""`load_base`, or what takes its place where memory is forecast."""
 PACKED_FAMILIES = {"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"}
 """Model types whose packed logits and gradients a test holds equal to padded ones. Others are padded: some add sinks,
 caps or a state of their own to attention, which packing would leave out or mix up."""
@@ -179,10 +181,6 @@ def keep_4_bit_layout(model: Any) -> None:
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-
-
-LoadBase = Callable[[ModelSpec, str, Any, torch.dtype, torch.device, Partition | None], Any]
-"""`load_base`, or what takes its place."""
 
 
 def _load_whole(

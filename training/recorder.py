@@ -44,3 +44,16 @@ class FolderRecorder:
 
     def remove(self, relative_path: str) -> None:
         """Do nothing: the rank works in the run folder itself."""
+
+
+class SilentRecorder:
+    """Keeps nothing: for every rank but the first, and where memory is forecast."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Do nothing."""
+
+    def save(self, relative_path: str, source: Path) -> None:
+        """Do nothing."""
+
+    def remove(self, relative_path: str) -> None:
+        """Do nothing."""

@@ -23,6 +23,7 @@ CONTRACT = {
     "training.recorder",
     "training.errors",
     "training.disk",
+    "training.forecast.memory_estimate",
 }
 """All that the head may know of training."""
 COMMANDS = {"cli.py": {"training.predict", "training.merge"}}

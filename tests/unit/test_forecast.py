@@ -14,11 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
-from launcher.forecast import Forecast
 from launcher.plan import GIB, plan_job
 from training.batches import plan_step
+from training.errors import UserError
 from training.forecast.estimate import forecast, largest_micro_batch, shape_of
 from training.forecast.live import LiveBytes
+from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import DataSpec, JobSpec, TrainingSpec
 
 
@@ -147,11 +148,10 @@ def test_a_job_fits_equal_cards_that_are_large_enough(
 ) -> None:
     spec = JobSpec(data=DataSpec(train_file="t.csv"), num_ranks=num_ranks, output_dir=str(tmp_path / "jobs" / "job"))
     job = StudyJob(written=spec, spec=spec, data_content=[])
-    needed = Forecast(card={"base weights": round(card * GIB)}, host={})
+    needed = MemoryEstimate(card={"base weights": round(card * GIB)})
     planned = plan_job(job, needed, sizes, StudyFolder(tmp_path), on_card=True)
     assert planned.fits == fits and planned.status == "to run"
-    refused = Forecast(card={}, host={}, error="no")
-    assert plan_job(job, refused, sizes, StudyFolder(tmp_path), on_card=True).fits == ()
+    assert plan_job(job, UserError("no"), sizes, StudyFolder(tmp_path), on_card=True).fits == ()
 
 
 def test_recomputing_leaves_fewer_activations_from_the_first_step_on(

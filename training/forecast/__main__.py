@@ -16,14 +16,15 @@ from dataclasses import asdict
 from typing import Any
 
 from training.errors import UserError
-from training.forecast.estimate import MemoryEstimate, forecast, shape_of
+from training.forecast.estimate import forecast, shape_of
+from training.forecast.memory_estimate import MemoryEstimate
 from training.parse import build
 from training.spec import DataSpec, JobSpec
 
 
 def main() -> int:
     """Answer until the requests end."""
-    os.environ["DS_ACCELERATOR"] = "cpu"  # a fake card takes a real one's place
+    os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # a fake card takes a real one's place
     import torch
 
     from training.rank import quiet_libraries
@@ -63,7 +64,7 @@ def estimate(spec: JobSpec, *, on_card: bool) -> MemoryEstimate:
     if spec.model.dtype != "auto":
         dtype = spec.model.dtype
     elif on_card:
-        dtype = "bf16"
+        dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)

@@ -14,21 +14,9 @@ def varlen_works(query: Tensor) -> bool:
     return query.dtype == torch.bfloat16
 
 
-def varlen_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    ends: Tensor,
-    lengths: Sequence[int],
-    last_index: Tensor | None,
-    scaling: float | None,
-) -> Tensor:
-    """Stand in for training.varlen's: [1, H, T, D] and [1, H_kv, T, D] -> [1, T, H, D]."""
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if last_index is None:
-        return _Flash.apply(q, k, v)[None]  # type: ignore[no-any-return,no-untyped-call]
-    rows = q.new_zeros(q.shape)
-    return rows.index_copy(0, last_index, _Flash.apply(q[last_index], k, v))[None]  # type: ignore[no-untyped-call]
+def varlen_attn(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Stand in for torch.nn.attention.varlen's kernel: query [T, H, D], key and value [T_k, H_kv, D] -> [T, H, D]."""
+    return _Flash.apply(query, key, value)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Flash(torch.autograd.Function):

@@ -5,6 +5,7 @@ Needs no weights and no card: the model's config.json, the job's settings and th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from training import __version__
 from training.batches import cut_batch
 from training.cache import cached
+from training.forecast.memory_estimate import SAFETY_MARGIN, Bytes, MemoryEstimate
 from training.spec import JobSpec
 
 MIB = 1 << 20
@@ -31,13 +33,9 @@ ALLOCATOR_SLACK = 0.04
 """Share of the tensors' bytes that PyTorch's allocator holds beyond them: rounded blocks, gaps."""
 PROCESS = 750 * MIB
 """Host memory of a rank after its imports."""
-SAFETY_MARGIN = 0.03
-"""Share by which a forecast of tensors may be too low."""
+MARGIN = "safety margin"
 
 WRITTEN, KEPT = "checkpoint being written", "best weights kept"
-
-Bytes = dict[str, int]
-"""Cause -> bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +48,6 @@ class Shape:
     """Whether a step adds up several micro-batches."""
     masks: list[int] = field(default_factory=list)
     """Lengths that `training.cpu_attention` keeps a mask for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Peak memory of one rank."""
-
-    card: Bytes = field(default_factory=dict)
-    """At the card's peak; empty for a job on the CPU."""
-    host: Bytes = field(default_factory=dict)
-    """At the host memory's peak."""
-    phase: str = "training"
-    """In which the card (without one, the host) has its peak: loading, training, evaluation or saving."""
-    tensors: dict[str, Bytes] = field(default_factory=dict)
-    """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts, without a
-    checkpoint that is still being written."""
-
-    @property
-    def card_bytes(self) -> int:
-        """All of a card's memory that the rank needs."""
-        return sum(self.card.values())
-
-    @property
-    def host_bytes(self) -> int:
-        """All of the host memory that the rank needs."""
-        return sum(self.host.values())
 
 
 def largest_micro_batch(
@@ -166,6 +139,7 @@ def _content(spec: JobSpec) -> Any:
     return read_deepspeed_config(spec.deepspeed)[0]
 
 
+@functools.cache
 def _code() -> str:
     """Return a hash of what a forecast is computed with."""
     from importlib.metadata import version
@@ -204,6 +178,7 @@ def _simulated(
         phases[name]["host"][WRITTEN] = written  # beside the steps that follow
     card, card_phase = _largest(phases, "card")
     host, host_phase = _largest(phases, "host")
+    card, host = (side | {MARGIN: round(SAFETY_MARGIN * sum(side.values()))} if side else {} for side in (card, host))
     if on_card:
         slack = round(ALLOCATOR_SLACK * sum(card.values()))
         card = card | {"allocator slack": slack, "CUDA context": CUDA_CONTEXT, "cuBLAS workspace": CUBLAS_WORKSPACE}

@@ -26,6 +26,7 @@ from training.forecast.world import CARD, fake_world
 from training.loop import optimizer_step
 from training.optimizer_state import parameter_shape
 from training.plan import Plan
+from training.recorder import SilentRecorder
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit
 
@@ -73,7 +74,7 @@ def simulate(
         material = fake_material(config, dtype, shape)
         rank.start_engine = _within(live.because(OPTIMIZER), START_ENGINE)  # type: ignore[attr-defined]
         run, _ = rank.build_run(
-            spec, plan, ranks, Silence(), Path(), material, filled, device, None, lambda _: None, None,
+            spec, plan, ranks, SilentRecorder(), Path(), material, filled, device, None, lambda _: None, None,
             _within(live.because(BASE), fake_base),
         )  # fmt: skip
         count_causes(live, run.engine)
@@ -173,16 +174,3 @@ def texts_of(lengths: list[int]) -> TokenizedSplit:
     ids = [str(number) for number in range(len(lengths))]
     tokens = np.zeros(int(offsets[-1]), dtype=np.int32)
     return TokenizedSplit(ids=ids, tokens=tokens, offsets=offsets, labels=[0] * len(lengths))
-
-
-class Silence:
-    """A Recorder that keeps nothing."""
-
-    def event(self, kind: str, **values: Any) -> None:
-        """Say nothing."""
-
-    def save(self, relative_path: str, source: Path) -> None:
-        """Keep nothing."""
-
-    def remove(self, relative_path: str) -> None:
-        """Remove nothing."""

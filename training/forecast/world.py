@@ -102,6 +102,7 @@ def _use_accelerator(on_card: bool) -> None:
 @cache
 def _register_card() -> None:
     """Make a device type without a kernel known to torch; FakeTensorMode needs none."""
+    import torch.nn.attention.varlen
     from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
     import training.fused
@@ -114,7 +115,8 @@ def _register_card() -> None:
     torch.tensor = _by_way_of_cpu(torch.tensor)
     packing: Any = training.packing
     fused: Any = training.fused
-    packing.varlen_works, packing.varlen_attention = card_kernels.varlen_works, card_kernels.varlen_attention
+    kernel: Any = torch.nn.attention.varlen
+    packing.varlen_works, kernel.varlen_attn = card_kernels.varlen_works, card_kernels.varlen_attn
     fused.rms_norm_on_card = card_kernels.rms_norm
 
 

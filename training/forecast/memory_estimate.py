@@ -1,0 +1,36 @@
+"""What a forecast says: the peak memory of one rank, by cause. Light, since the launcher reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SAFETY_MARGIN = 0.03
+"""Share by which a forecast of tensors may be too low; it is added."""
+
+Bytes = dict[str, int]
+"""Cause -> bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Peak memory of one rank."""
+
+    card: Bytes = field(default_factory=dict)
+    """At the card's peak; empty for a job on the CPU."""
+    host: Bytes = field(default_factory=dict)
+    """At the host memory's peak."""
+    phase: str = "training"
+    """In which the card (without one, the host) has its peak: loading, training, evaluation or saving."""
+    tensors: dict[str, Bytes] = field(default_factory=dict)
+    """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts, without a
+    checkpoint that is still being written."""
+
+    @property
+    def card_bytes(self) -> int:
+        """All of a card's memory that the rank needs."""
+        return sum(self.card.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """All of the host memory that the rank needs."""
+        return sum(self.host.values())
