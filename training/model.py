@@ -46,8 +46,11 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype == "bf16" else torch.float32
 
 
-def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None]) -> str:
-    """Return the folder or hub name to load; builds the built-in model where that is asked for."""
+def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None], *, weights: bool = True) -> str:
+    """Return the folder or hub name to load; builds the built-in model where that is asked for.
+
+    A folder must hold `weights` but where its configuration is enough.
+    """
     name = spec.model_name_or_path
     if name == TINY_LLAMA:
         return str(ensure_tiny_llama(report))
@@ -59,7 +62,7 @@ def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None]) -> str:
             raise UserError(
                 f"model folder {folder} holds no config.json. Give the folder of a Hugging Face checkpoint."
             )
-        if not any(folder.glob("*.safetensors")):
+        if weights and not any(folder.glob("*.safetensors")):
             raise UserError(
                 f"model folder {folder} holds no .safetensors file. Save the model with "
                 "model.save_pretrained(folder) first; pickle checkpoints are not loaded."

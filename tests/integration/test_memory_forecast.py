@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,11 +25,13 @@ def test_jobs_take_what_was_forecast(tmp_path: Path) -> None:
 
 @pytest.fixture
 def study(job_flags: list[str], tmp_path: Path) -> Path:
-    """A study of one setting and two seeds on the tests' model and data."""
+    """A study of two settings and two seeds on the tests' data and a model without weights."""
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in job_flags if "=" in flag)
+    model = tmp_path / "model"
+    shutil.copytree(flags["model_name_or_path"], model, ignore=shutil.ignore_patterns("*.safetensors"))
     path = tmp_path / "planned.yaml"
     path.write_text(
-        f"model: {{model_name_or_path: {flags['model_name_or_path']}}}\n"
+        f"model: {{model_name_or_path: {model}}}\n"
         f"data: {{train_file: {flags['train_file']}, max_seq_length: 32}}\nseed: [0, 1]\n"
         "sweep: {jobs: [{name: plain}, {name: nf4, model: {quantization: nf4}, num_ranks: 2}]}\n"
     )

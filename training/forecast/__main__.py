@@ -51,7 +51,7 @@ def estimate(spec: JobSpec, *, on_card: bool) -> MemoryEstimate:
     from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
     from training.tokens import tokenize_split
 
-    checkpoint = resolve_checkpoint(spec.model, lambda _: None)
+    checkpoint = resolve_checkpoint(spec.model, lambda _: None, weights=False)
     corpus = _corpus(json.dumps(spec.to_dict()["data"], sort_keys=True))
     config = load_config(spec.model, checkpoint, corpus.label_names)
     tokenizer = load_tokenizer(spec.model, checkpoint)
