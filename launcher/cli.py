@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     merge.set_defaults(command=_merge)
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
+    cards.add_argument("--gib", type=_sizes, metavar="GIB,...", help="virtual cards to announce where there is no GPU")
+    cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     return parser
 
@@ -137,9 +139,15 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _cards(options: argparse.Namespace) -> int:
-    from launcher.cards import local_sizes_gib, resources
+    from launcher.cards import labels, local_cards, resources
 
-    print(json.dumps(resources(local_sizes_gib(None)[0])))
+    cards = local_cards(options.gib)
+    # `ray start` takes labels as name=value,...
+    print(
+        ",".join(f"{name}={value}" for name, value in labels(cards).items())
+        if options.labels
+        else json.dumps(resources(cards))
+    )
     return 0
 
 
