@@ -7,6 +7,7 @@ import signal
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,11 +32,14 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would hide the cards from workers that asked for none by num_gpus; we assign cards ourselves.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = address or os.environ.get("RAY_ADDRESS")
+        self.joined = bool(address) and address != "local"
+        if self.joined and _token_file().exists():
+            # Ray protects the clusters it starts with a token, but shows it to others only when told to.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
 
         self.ray = ray
-        address = address or os.environ.get("RAY_ADDRESS")
-        self.joined = bool(address) and address != "local"
         quiet: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "ERROR",
@@ -151,6 +155,11 @@ def _reserved(placement: Placement, card: Card) -> dict[str, float]:
     """Return what a rank reserves, as Ray's resources."""
     memory = {"memory": int(placement.request.host_gib * GIB)} if placement.request.host_gib else {}
     return {card.resource: placement.request.card_gib, **memory}
+
+
+def _token_file() -> Path:
+    """Return where this machine keeps the token of its Ray clusters."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
 
 
 def _knock(address: str) -> None:

@@ -7,10 +7,14 @@ import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -103,3 +107,62 @@ def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the events of one kind."""
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [event for event in events if event["kind"] == kind]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with data, where the ranks find the stand-in."""
+    rows = [f"{word} number {number},{word}" for number in range(20) for word in ("cat", "dog")]
+    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    (tmp_path / "test.csv").write_text("text,label\na cat,cat\na dog,dog\n")
+    (tmp_path / "model").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def write_study(workplace: Path, **changes: Any) -> Path:
+    content = {
+        "model": {"model_name_or_path": str(workplace / "model")},
+        "cards_gib": [8, 8],
+        "data": {"train_file": "train.csv", "test_file": "test.csv"},
+        "deepspeed": "ds_configs/zero0.json",
+        **changes,
+    }
+    path = workplace / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def read_report(workplace: Path) -> dict[str, Any]:
+    return json.loads((workplace / "outputs/tiny/report.json").read_text())
+
+
+HEAD = """
+import json, pathlib, sys
+import ray
+from launcher.cards import LocalCard, resources
+sizes = json.loads(sys.argv[2])
+cards = [LocalCard(index=index, size=size) for index, size in enumerate(sizes)]
+context = ray.init(
+    address="local", include_dashboard=False, resources=resources(cards), num_cpus=4 * len(sizes), num_gpus=0
+)
+pathlib.Path(sys.argv[1]).write_text(context.address_info["gcs_address"])
+sys.stdin.read()
+"""
+"""A cluster of somebody else's: Ray started with the resources `shoal cards` prints. Ends with its input."""
+
+
+@contextmanager
+def ray_head(workplace: Path, cards: list[int]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Yield the address of a Ray with virtual cards of these sizes, and its process."""
+    mark = workplace / "address"
+    command = [sys.executable, "-c", HEAD, str(mark), json.dumps(cards)]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0"}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as head:
+        while not mark.exists() or not mark.read_text():
+            assert head.poll() is None
+            time.sleep(0.1)
+        yield mark.read_text(), head

@@ -14,7 +14,7 @@ from training.recorder import Recorder
 from training.result import RunResult
 from training.spec import JobSpec
 
-RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY = 101, 102, 103, 104
+RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME = 101, 102, 103, 104, 105
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -28,6 +28,8 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
+    if spec.lora.r == TAKES_ITS_TIME:
+        time.sleep(4)
     plan = read_plan(workdir, spec, ranks.world_size)
     if spec.lora.r == OUT_OF_MEMORY and not plan.retries:
         if ranks.is_main:

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import fake_rank
 import psutil
 import pytest
-import yaml
+from conftest import CHECKOUT, ray_head, read_report, write_study
 
 from launcher.run import run_study
 from training.errors import UserError
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with data, where the ranks find the stand-in."""
-    rows = [f"{word} number {number},{word}" for number in range(20) for word in ("cat", "dog")]
-    (tmp_path / "train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    (tmp_path / "test.csv").write_text("text,label\na cat,cat\na dog,dog\n")
-    (tmp_path / "model").symlink_to(tiny_model)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def write_study(workplace: Path, **changes: Any) -> Path:
-    content = {
-        "model": {"model_name_or_path": str(workplace / "model")},
-        "cards_gib": [8, 8],
-        "data": {"train_file": "train.csv", "test_file": "test.csv"},
-        "deepspeed": "ds_configs/zero0.json",
-        **changes,
-    }
-    path = workplace / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def read_report(workplace: Path) -> dict[str, Any]:
-    return json.loads((workplace / "outputs/tiny/report.json").read_text())
 
 
 def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace: Path) -> None:
@@ -141,26 +106,10 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> N
     assert "resuming after step 1" in events
 
 
-HEAD = """
-import json, pathlib, sys
-import ray
-from launcher.cards import LocalCard, resources
-context = ray.init(address="local", include_dashboard=False, resources=resources([LocalCard(index=0, size=8), LocalCard(index=1, size=8)]))
-pathlib.Path(sys.argv[1]).write_text(context.address_info["gcs_address"])
-sys.stdin.read()
-"""
-"""A cluster of somebody else's: Ray started with the resources `shoal cards` prints. Ends with its input."""
-
-
 def test_a_study_joins_a_running_cluster_and_leaves_it_running(workplace: Path) -> None:
-    mark = workplace / "address"
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0"}
-    with subprocess.Popen([sys.executable, "-c", HEAD, str(mark)], env=environment, stdin=subprocess.PIPE) as head:
-        while not mark.exists() or not mark.read_text():
-            assert head.poll() is None
-            time.sleep(0.1)
-        study = write_study(workplace, sweep={"jobs": [{"name": "one"}, {"name": "wide", "num_ranks": 2}]})
-        assert run_study(study, address=mark.read_text(), run_job=fake_rank.run_job) == 0
+    study = write_study(workplace, sweep={"jobs": [{"name": "one"}, {"name": "wide", "num_ranks": 2}]})
+    with ray_head(workplace, cards=[8, 8]) as (address, head):
+        assert run_study(study, address=address, run_job=fake_rank.run_job) == 0
         assert head.poll() is None
     assert {job["status"] for job in read_report(workplace)["jobs"]} == {"succeeded"}
 

@@ -1,0 +1,110 @@
+"""Jobs of unequal needs on unequal cards, on a real Ray: nothing is over-booked, by one study or by two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import fake_rank
+import pytest
+import yaml
+from conftest import CHECKOUT, ray_head, read_report, write_study
+
+from launcher.run import run_study
+
+LONG_TEXT = " ".join(["the ship and the old sailor"] * 90)
+SMALL, MEDIUM, LARGE, IMPOSSIBLE = 8, 96, 340, 600
+"""Texts of 512 tokens in a micro-batch: what a step computes takes about 1.2, 3.4, 9.6 and 16 GiB."""
+
+
+@pytest.fixture
+def long_texts(workplace: Path) -> Path:
+    rows = [f"{LONG_TEXT} {number},{word}" for number in range(350) for word in ("cat", "dog")]
+    (workplace / "train.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    # A model of a GPU's size is not needed to need a GPU's memory; wide layers are, to need it in seconds.
+    model = workplace / "wide"
+    shutil.copytree(workplace / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 1024, "num_hidden_layers": 3}))
+    return model
+
+
+def jobs_of(sizes: dict[str, int], **changes: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "training": {"per_device_train_batch_size": size, "per_device_eval_batch_size": 8}, **changes}
+        for name, size in sizes.items()
+    ]
+
+
+def mixed_study(workplace: Path, model: Path, jobs: list[dict[str, Any]]) -> Path:
+    return write_study(
+        workplace,
+        model={"model_name_or_path": str(model), "dtype": "fp32"},
+        data={"train_file": "train.csv", "test_file": "test.csv", "max_seq_length": 512},
+        lora={"r": fake_rank.TAKES_ITS_TIME},
+        sweep={"jobs": jobs},
+    )
+
+
+def placements(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "placements.jsonl").read_text().splitlines()]
+
+
+def most_held(records: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
+    """Return the most GiB each card held at once, by the record, and the most jobs on one card."""
+    held: dict[str, float] = defaultdict(float)
+    jobs: Counter[str] = Counter()
+    most: dict[str, float] = defaultdict(float)
+    together = 0
+    for record in sorted(records, key=lambda record: record["time"]):
+        sign = 1 if record["event"] == "start" else -1
+        for card in record["cards"]:
+            held[card] += sign * record["card_gib"]
+            jobs[card] += sign
+            most[card], together = max(most[card], held[card]), max(together, jobs[card])
+    return most, together
+
+
+def test_a_mixed_study_shares_unequal_cards_without_over_booking(workplace: Path, long_texts: Path) -> None:
+    jobs = jobs_of({f"small{index}": SMALL for index in range(4)} | {f"medium{index}": MEDIUM for index in range(3)})
+    jobs += jobs_of({"large": LARGE, "impossible": IMPOSSIBLE})
+    study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
+    with ray_head(workplace, cards=[8, 12]) as (address, _):
+        assert run_study(study, address=address, run_job=fake_rank.run_job) == 1
+    report = {job["name"].split("-")[0]: job for job in read_report(workplace)["jobs"]}
+    message = report.pop("impossible")["error"]["message"]
+    assert "Refused before it started" in message and "has 12" in message and "gradient_checkpointing" in message
+    assert {job["status"] for job in report.values()} == {"succeeded"}
+    most, together = most_held(placements(workplace / "outputs/tiny"))
+    limits = {card: 12 if card.endswith(":1") else 8 for card in most}
+    assert len(most) == 2 and all(most[card] <= limits[card] for card in most)
+    assert together > 1
+    large = report["large"]
+    assert large["placement"]["cards"][0].endswith(":1") and 8 < large["placement"]["card_gib"] <= 12
+    assert report["small0"]["placement"]["card_gib"] < report["medium0"]["placement"]["card_gib"] < 8
+    assert sum(large["forecast"]["host"].values()) <= large["placement"]["card_gib"] * 2**30
+
+
+def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_texts: Path) -> None:
+    jobs = jobs_of({f"job{index}": MEDIUM for index in range(3)})
+    study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
+    content = yaml.safe_load(study.read_text())
+    with ray_head(workplace, cards=[8, 12]) as (address, _):
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+        launchers = []
+        for name in ("first", "second"):
+            (workplace / f"{name}.yaml").write_text(yaml.safe_dump(content))
+            command = [sys.executable, "-m", "fake_rank", f"{name}.yaml"]
+            launchers.append(subprocess.Popen(command, env=environment))
+        assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
+    records = [*placements(workplace / "outputs/first"), *placements(workplace / "outputs/second")]
+    assert len(records) == 12
+    most, _ = most_held(records)
+    assert all(gib <= (12 if card.endswith(":1") else 8) for card, gib in most.items())
