@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from launcher.folder import StudyFolder, fingerprint
 from launcher.forecast import Forecast
 from launcher.inbox import Inbox
 from launcher.preparation import Preparation
-from launcher.running import RunningJob, failure_of, start_ranks
+from launcher.running import Failure, RunningJob, failure_of, start_ranks
 from launcher.schedule import Scheduler
 from launcher.state import JobState
 from launcher.table import StudyView
@@ -46,16 +47,19 @@ class JobRunner:
         view: StudyView,
         scratch: Path,
         run_job: RunJob | None,
+        max_failures: int,
     ) -> None:
         self.cluster, self.folder, self.states, self.view = cluster, folder, states, view
         self.scratch = scratch
-        self.run_job = run_job
+        self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
         self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), node_id=cluster.head_node_id)
         self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
         self.forecasts: dict[str, Forecast] = {}
+        self.restarts: dict[str, list[str]] = defaultdict(list)
+        """Job -> why each of its tries failed that it went on from."""
         self.reserving: dict[Any, RunningJob] = {}
         self.running: dict[str, RunningJob] = {}
         self.collecting: dict[Any, RunningJob] = {}
@@ -202,17 +206,28 @@ class JobRunner:
             return
         self._take_events()
         plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
-        reason = failure_of(running)
+        failure = failure_of(running)
         if plans:
             # Out of memory: on from the newest checkpoint, with a plan that needs less.
             plan = Plan(**plans[0])
             self.folder.write_plan(running.job, plan)
             self.view.say(f"{running.job.name}: {RetryWith(plan)}")
             self._wait_again(running)
-        elif reason:
-            self._fail(running.job, *reason)
+        elif failure:
+            self._go_on_or_fail(running, failure)
         else:
             self._end(self._result(running))
+
+    def _go_on_or_fail(self, running: RunningJob, failure: Failure) -> None:
+        """Let a job go on from its newest checkpoint where that may help, on whatever cards there are now."""
+        name, restarts = running.job.name, self.restarts[running.job.name]
+        if len(restarts) >= self.max_failures or not failure.may_pass(restarts):
+            self._fail(running.job, failure.message, failure.log_tail)
+            return
+        restarts.append(failure.message)
+        self.next_look = 0.0  # its cards may have gone with it
+        self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")
+        self._wait_again(running)
 
     def _result(self, running: RunningJob) -> RunResult:
         """Return the result of a job that ended well, with what the head knows of it."""
@@ -225,6 +240,7 @@ class JobRunner:
             name=job.name,
             settings=job.written.to_dict(),
             fingerprint=fingerprint(job),
+            restarts=self.restarts[job.name],
             forecast=known,
             placement=running.placement.to_dict(),
         )
@@ -238,6 +254,7 @@ class JobRunner:
                 settings=job.written.to_dict(),
                 fingerprint=fingerprint(job),
                 num_ranks=job.written.num_ranks,
+                restarts=self.restarts[job.name],
                 error={"message": message, "log_tail": log_tail},
             )
         )

@@ -28,6 +28,9 @@ def render_markdown(report: dict[str, Any]) -> str:
     retried = [job for job in jobs if job.get("retries")]
     if retried:
         sections += ["## Out of memory", _retries(retried)]
+    restarted = [job for job in jobs if job.get("restarts")]
+    if restarted:
+        sections += ["## Went on after a failure", _restarts(restarted)]
     if failed:
         sections += ["## Failures", *(_failure(job) for job in failed)]
     if succeeded:
@@ -175,6 +178,11 @@ def _retries(jobs: Sequence[dict[str, Any]]) -> str:
         for retry in job["retries"]
     ]  # fmt: skip
     return _table(("job", "in", "went on with"), rows)
+
+
+def _restarts(jobs: Sequence[dict[str, Any]]) -> str:
+    """Return what jobs died of and went on after, from their newest checkpoint."""
+    return _table(("job", "what happened"), [[job["name"], reason] for job in jobs for reason in job["restarts"]])
 
 
 def _failure(job: dict[str, Any]) -> str:

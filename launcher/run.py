@@ -99,7 +99,7 @@ def _run_on_ray(
             if cluster.dashboard_url:
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
-            runner = JobRunner(cluster, folder, states, view, scratch, run_job)
+            runner = JobRunner(cluster, folder, states, view, scratch, run_job, study.max_failures)
             try:
                 runner.run(waiting, jobs)
             except BaseException:

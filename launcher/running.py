@@ -58,14 +58,34 @@ def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJ
         running.refs.append(actor.run.remote(running.job.spec, ranks, address, inbox, run_job))
 
 
-def failure_of(running: RunningJob) -> tuple[str, str] | None:
-    """Return why a job that has ended failed, and the end of the log; None where it ended well."""
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a try of a job failed."""
+
+    message: str
+    log_tail: str
+    died: bool = False
+    """A rank was killed or its PC has gone: not the job's fault."""
+    is_user_error: bool = False
+
+    def may_pass(self, earlier: list[str]) -> bool:
+        """Whether another try may fare better; what a job raises twice it will raise again."""
+        return self.died or (not self.is_user_error and self.message not in earlier)
+
+
+def failure_of(running: RunningJob) -> Failure | None:
+    """Return why a job that has ended failed; None where it ended well."""
     failed = [(rank, answer) for rank, answer in sorted(running.outcomes.items()) if not answer["ok"]]
     if failed:
         # A user's mistake says most, then a rank that was killed; what the others met is its consequence.
         rank, answer = min(failed, key=lambda item: (not item[1].get("is_user_error"), not item[1].get("died")))
         prefix = "" if answer.get("is_user_error") or len(running.refs) == 1 else f"rank {rank}: "
-        return prefix + answer["error"], answer["log_tail"]
+        return Failure(
+            message=prefix + answer["error"],
+            log_tail=answer["log_tail"],
+            died=bool(answer.get("died")),
+            is_user_error=bool(answer.get("is_user_error")),
+        )
     if running.outcomes.get(0, {}).get("result") is None:
-        return "rank 0 ended without a result", running.outcomes[0]["log_tail"]
+        return Failure(message="rank 0 ended without a result", log_tail=running.outcomes[0]["log_tail"])
     return None

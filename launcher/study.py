@@ -2,6 +2,7 @@
 
 name: agnews                     # default: the file's name
 cards_gib: [8, 8]                # virtual cards, for a machine without GPUs
+max_failures: 3                  # how often a job may die and go on from its newest checkpoint
 model: {...}                     # any job setting, see training/spec.py
 seed: [0, 1, 2]                  # a list runs every setting once a seed
 sweep:
@@ -58,6 +59,8 @@ class Study:
     """The file, as the user gave it."""
     cards_gib: list[float] | None = None
     """Virtual cards of these sizes in GiB, for a machine without GPUs: a rank on one trains on the CPU."""
+    max_failures: int = 3
+    """How often a job may lose a rank (killed, its PC gone) or crash, and go on from its newest checkpoint."""
     sweep: Sweep = field(default_factory=Sweep)
     shared: dict[str, Any] = field(default_factory=dict)
     """Job settings of the top level; `seed` may be a list."""
@@ -68,6 +71,7 @@ class Study:
             or (len(self.cards_gib) > 0 and all(1 <= size <= MAX_GIB and size % 1 == 0 for size in self.cards_gib)),
             f"cards_gib is {self.cards_gib}. Give the size of at least one card in whole GiB, such as [8, 8].",
         )
+        require(self.max_failures >= 0, f"max_failures is {self.max_failures}. Give 0 or more.")
         require_folder_name(self.name)
 
 

@@ -43,6 +43,8 @@ class RunResult:
     """Whether it was verified by reloading, and the largest difference of a logit."""
     retries: list[dict[str, Any]] = field(default_factory=list)
     """Each time the job ran out of memory: phase, step, error, and the sizes it went on with (Plan.retries)."""
+    restarts: list[str] = field(default_factory=list)
+    """Why a rank died or crashed, each time the launcher let the job go on from its newest checkpoint."""
     forecast: dict[str, dict[str, int]] = field(default_factory=dict)
     """"card" and "host" -> cause -> bytes, of a rank; empty where it ran without the launcher."""
     placement: dict[str, Any] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from training.recorder import Recorder
 from training.result import RunResult
 from training.spec import JobSpec
 
-RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME = 101, 102, 103, 104, 105
+RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE = 101, 102, 103, 104, 105, 106
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -24,7 +24,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
     if spec.lora.r == RAISES:
         print("about to fail")
         raise ValueError("the stand-in fails")
-    if spec.lora.r == SECOND_RANK_IS_KILLED:
+    if spec.lora.r == SECOND_RANK_IS_KILLED or (spec.lora.r == KILLED_ONCE and not _seen(spec, ranks)):
         if ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
@@ -63,6 +63,14 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         name=spec.name, status="succeeded", settings=spec.to_dict(), fingerprint=spec.fingerprint(),
         num_ranks=ranks.world_size, validation=metrics, test=metrics, retries=plan.retries,
     )  # fmt: skip
+
+
+def _seen(spec: JobSpec, ranks: Ranks) -> bool:
+    """Whether this rank has been here before: it leaves a mark in the current directory."""
+    mark = Path(spec.output_dir) / f"seen-by-rank{ranks.rank}"
+    seen = mark.exists()
+    mark.touch()
+    return seen
 
 
 if __name__ == "__main__":

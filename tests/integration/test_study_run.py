@@ -25,8 +25,9 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
         {"name": "bad-column", "data": {"text_column_names": ["headline"]}},
         {"name": "raises", "lora": {"r": fake_rank.RAISES}},
         {"name": "killed", "num_ranks": 2, "lora": {"r": fake_rank.SECOND_RANK_IS_KILLED}},
+        {"name": "killed-once", "num_ranks": 2, "lora": {"r": fake_rank.KILLED_ONCE}},
     ]
-    study = write_study(workplace, sweep={"jobs": jobs})
+    study = write_study(workplace, max_failures=1, sweep={"jobs": jobs})
 
     assert run_study(study, run_job=fake_rank.run_job) == 1
 
@@ -34,12 +35,14 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     by_name = {job["name"]: job for job in report["jobs"]}
     assert {name: job["status"] for name, job in by_name.items()} == {
         "good-seed0": "succeeded", "good-seed1": "succeeded", "wide": "succeeded",
-        "bad-column": "failed", "raises": "failed", "killed": "failed",
+        "bad-column": "failed", "raises": "failed", "killed": "failed", "killed-once": "succeeded",
     }  # fmt: skip
     assert "headline" in by_name["bad-column"]["error"]["message"]
     assert "ValueError: the stand-in fails" in by_name["raises"]["error"]["message"]
     assert "about to fail" in by_name["raises"]["error"]["log_tail"]
     assert by_name["killed"]["error"]["message"].startswith("rank 1: its process died")
+    restarts = {name: len(job["restarts"]) for name, job in by_name.items()}
+    assert restarts == dict.fromkeys(by_name, 0) | {"killed": 1, "killed-once": 1, "raises": 1}
     assert by_name["wide"]["settings"]["deepspeed"] == "ds_configs/zero0.json"
     assert any("TF-IDF" in baseline["name"] for baseline in report["baselines"])
     two_seeds = next(group for group in report["groups"] if group["num_seeds"] == 2)
