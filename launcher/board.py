@@ -131,7 +131,7 @@ class Board:
         """Return how many ranks of a job a node has memory and cores for."""
         ranks = self.free_ranks[node_id]
         if request.host_gib > TOLERANCE:
-            ranks = min(ranks, int((self.free_host_gib[node_id] + TOLERANCE) / request.host_gib))
+            ranks = int(min(ranks, (self.free_host_gib[node_id] + TOLERANCE) / request.host_gib))
         return max(0, ranks)
 
     def _preference(self, key: CardKey) -> tuple[int, float, CardKey]:

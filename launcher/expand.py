@@ -40,6 +40,8 @@ class StudyJob:
     """With paths and the DeepSpeed file as the user wrote them: what is shown."""
     spec: JobSpec
     """With absolute paths and the DeepSpeed file's content: what is run, and what the fingerprint is of."""
+    fixed: frozenset[str] = frozenset()
+    """The settings that the study names, as dotted keys; the launcher may plan others (launcher.choose)."""
     data_content: list[str]
     """A hash of each local file or folder of the data: mended under the same name, it is other data."""
 
@@ -69,7 +71,8 @@ def expand(study: Study, outputs: Path = Path("outputs")) -> list[StudyJob]:
         try:
             written = build(JobSpec, {**settings, "name": name, "output_dir": str(output_dir)}, study.source)
             spec = _resolve(written, study.source)
-            jobs.append(StudyJob(written=written, spec=spec, data_content=_data_content(spec.data, hashes)))
+            content = _data_content(spec.data, hashes)
+            jobs.append(StudyJob(written=written, spec=spec, fixed=frozenset(_flatten(settings)), data_content=content))
         except UserError as error:
             for line in str(error).splitlines():
                 errors.setdefault(line, []).append(name)

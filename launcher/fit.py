@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from launcher.board import Request
 from launcher.cards import GIB, Card, Node
-from launcher.forecast import Forecast
 from launcher.schedule import room_for
-from training.forecast.memory_estimate import JobForecast, MemoryEstimate
+from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import JobSpec
-
-OPERATIONS_A_SECOND = 1e13
-"""Of a card. Jobs are ordered by their expected time, so its true speed matters little; running jobs say theirs."""
 
 
 def needed(forecast: MemoryEstimate, *, on_card: bool) -> int:
@@ -22,17 +19,19 @@ def needed(forecast: MemoryEstimate, *, on_card: bool) -> int:
     return forecast.card_bytes if on_card else forecast.host_bytes
 
 
-def request(name: str, spec: JobSpec, forecast: Forecast, cards: Sequence[Card], *, on_card: bool) -> Request:
-    """Return what a job asks of the scheduler; whole cards, the largest there are enough of, where no forecast is."""
-    if isinstance(forecast, JobForecast):
-        memory = forecast.memory
-        return Request(
-            job=name,
-            num_ranks=spec.num_ranks,
-            card_gib=_up(needed(memory, on_card=on_card)),
-            host_gib=_up(memory.host_bytes),
-            seconds=forecast.work.operations / spec.num_ranks / OPERATIONS_A_SECOND,
-        )
+def request(name: str, spec: JobSpec, memory: MemoryEstimate, seconds: float, *, on_card: bool) -> Request:
+    """Return what a job asks of the scheduler."""
+    return Request(
+        job=name,
+        num_ranks=spec.num_ranks,
+        card_gib=_up(needed(memory, on_card=on_card)),
+        host_gib=_up(memory.host_bytes),
+        seconds=seconds,
+    )
+
+
+def whole_cards(name: str, spec: JobSpec, cards: Sequence[Card]) -> Request:
+    """Return what a job without a forecast asks of the scheduler: the largest cards that there are enough of."""
     sizes = [size for size, number in Counter(card.size for card in cards).items() if number >= spec.num_ranks]
     return Request(job=name, num_ranks=spec.num_ranks, card_gib=float(max(sizes, default=1)))
 
@@ -42,30 +41,23 @@ def _up(size: int) -> float:
     return math.ceil(size / GIB * 100) / 100
 
 
-def refusal(spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str | None:
-    """Return why a job fits nowhere even when nothing else runs, and what would help; None where it fits."""
-    if room_for(asked, cards, nodes):
-        return None
-    sizes = [card.size for card in cards]
-    if room_for(Request(job="", num_ranks=asked.num_ranks, card_gib=asked.card_gib), cards, nodes):
-        most = max(node.host_gib for node in nodes.values())
-        return (
-            f"It needs {asked.host_gib:.2f} GiB of host memory a rank, and the nodes have {most:.1f} at most for "
-            f"{asked.num_ranks} of them. {_ways(spec)}"
-        )
-    return explain(spec, asked.card_gib, sizes)
-
-
-def explain(spec: JobSpec, card_gib: float, sizes: Sequence[float]) -> str:
-    """Return why cards of these sizes do not hold a job, and which settings that would help it does not have yet."""
-    most = max(Counter(sizes).values(), default=0)
+def explain(spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str:
+    """Return why a job has no room on any cards, and which settings that would help it does not have yet."""
+    numbers = Counter(card.size for card in cards)
+    most = max(numbers.values(), default=0)
     if spec.num_ranks > most:
         return (
             f"num_ranks is {spec.num_ranks} and there are {most} cards of one size at most. Set a smaller num_ranks, "
             "or add cards (cards_gib where there is no GPU)."
         )
-    largest = max(size for size, number in Counter(sizes).items() if number >= spec.num_ranks)
-    return f"It needs {card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(spec)}"
+    if room_for(replace(asked, host_gib=0.0), cards, nodes):
+        memory = max(node.host_gib for node in nodes.values())
+        return (
+            f"It needs {asked.host_gib:.2f} GiB of host memory a rank, and the node with most has {memory:.1f}. "
+            f"{_ways(spec)}"
+        )
+    largest = max(size for size, number in numbers.items() if number >= spec.num_ranks)
+    return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(spec)}"
 
 
 def _ways(spec: JobSpec) -> str:

@@ -30,6 +30,7 @@ from training.errors import UserError
 from training.parse import read_yaml
 from training.plan import Plan, write_plan
 from training.result import RunResult, read_result, write_json
+from training.spec import JobSpec
 
 Baselines = dict[str, list[dict[str, Any]]]
 """Key of the data -> its baselines."""
@@ -119,9 +120,9 @@ class StudyFolder:
         with (self.root / "placements.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def write_plan(self, job: StudyJob, plan: Plan) -> None:
+    def write_plan(self, spec: JobSpec, plan: Plan) -> None:
         """Write plan.json, which the job's next try begins with."""
-        write_plan(self.jobs / job.name, job.spec, job.spec.num_ranks, plan)
+        write_plan(self.jobs / spec.name, spec, spec.num_ranks, plan)
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json for a success and failure.json for a failure."""

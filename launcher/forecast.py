@@ -8,46 +8,70 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, Queue
+from types import TracebackType
+from typing import Any
 
+from launcher.cards import Card, Node
+from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
 from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import JobSpec
 
-Forecast = JobForecast | ShoalError
-"""What a job needs, or why that is not known; a UserError is what the trainer refuses the job for."""
+Planned = Choice | ShoalError
+"""How a job is to run, or why that is not known; a UserError is what the trainer refuses the job for."""
 
 
-def forecasts(specs: Sequence[JobSpec], *, on_card: bool) -> Iterator[JobForecast | UserError]:
-    """Yield the forecast of each job, or what the trainer refuses it for, as it comes.
+class ForecastProcess:
+    """The trainer's process that answers; use as a context manager. Seconds a question, once."""
 
-    Seconds for each that is new, then it is known. Raises ShoalError where the trainer's process fails.
-    """
-    command = [sys.executable, "-m", "training.forecast"]
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(
-            command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
-    ):
-        assert process.stdin is not None and process.stdout is not None
-        for spec in specs:
-            try:
-                process.stdin.write(json.dumps({"spec": spec.to_dict(), "on_card": on_card}) + "\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
-            except (BrokenPipeError, json.JSONDecodeError):
-                process.wait()
-                log.seek(0)
-                reason = log.read().strip().splitlines()
-                raise ShoalError(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
-            if answer["ok"]:
-                yield JobForecast(memory=MemoryEstimate(**answer["estimate"]), work=Work(**answer["work"]))
-            else:
-                yield UserError(answer["error"])
-        process.stdin.close()
+    def __init__(self, *, on_card: bool) -> None:
+        self.on_card = on_card
+
+    def __enter__(self) -> ForecastProcess:
+        self.log = tempfile.TemporaryFile("w+")
+        command = [sys.executable, "-m", "training.forecast"]
+        self.process = subprocess.Popen(
+            command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.process.kill()
+        self.process.communicate()
+        self.log.close()
+
+    def forecast(self, spec: JobSpec) -> JobForecast | UserError:
+        """Return what a job needs, or what the trainer refuses it for."""
+        answer = self._ask(spec, memory=True)
+        if not answer["ok"]:
+            return UserError(answer["error"])
+        return JobForecast(memory=MemoryEstimate(**answer["estimate"]), work=Work(**answer["work"]))
+
+    def work(self, spec: JobSpec) -> Work:
+        """Return what a job computes. Raises UserError for what the trainer refuses."""
+        answer = self._ask(spec, memory=False)
+        if not answer["ok"]:
+            raise UserError(answer["error"])
+        return Work(**answer["work"])
+
+    def _ask(self, spec: JobSpec, *, memory: bool) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        question = {"spec": spec.to_dict(), "on_card": self.on_card, "memory": memory}
+        try:
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            return dict(json.loads(self.process.stdout.readline()))
+        except (BrokenPipeError, json.JSONDecodeError):
+            self.process.wait()
+            self.log.seek(0)
+            reason = self.log.read().strip().splitlines()
+            raise ShoalError(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
 
 
 def alike(jobs: Sequence[StudyJob]) -> list[list[StudyJob]]:
@@ -55,35 +79,59 @@ def alike(jobs: Sequence[StudyJob]) -> list[list[StudyJob]]:
     groups: dict[str, list[StudyJob]] = defaultdict(list)
     for job in jobs:
         settings = {**job.spec.to_dict(), "seed": None, "name": None, "output_dir": None}
-        groups[json.dumps(settings, sort_keys=True)].append(job)
+        groups[json.dumps([settings, sorted(job.fixed - {"seed"})], sort_keys=True)].append(job)
     return list(groups.values())
 
 
-class Forecaster:
-    """Forecasts of a study's jobs, made in a thread while other things go on."""
+def plan_jobs(
+    jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+) -> Iterator[tuple[StudyJob, Planned]]:
+    """Yield each job with the setting it is to run with, as they come; those that differ in their seed together.
 
-    def __init__(self, jobs: Sequence[StudyJob], *, on_card: bool) -> None:
-        self.done: Queue[tuple[str, Forecast]] = Queue()
-        self.thread = threading.Thread(target=self._work, args=(alike(jobs), on_card), daemon=True)
-        self.thread.start()
+    Raises ShoalError where the trainer's process fails.
+    """
+    most_ranks = max(1, len(cards) // max(1, len(jobs)))
+    with ForecastProcess(on_card=on_card) as process:
+        for same in alike(jobs):
+            planned: Planned
+            try:
+                work = process.work(same[0].spec)
+                planned = choose(
+                    same[0], work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks
+                )  # fmt: skip
+            except UserError as error:
+                planned = error
+            for job in same:
+                yield job, planned.of(job) if isinstance(planned, Choice) else planned
 
-    def take(self) -> dict[str, Forecast]:
-        """Return the forecasts that have come since the last call, by the names of the jobs."""
-        new: dict[str, Forecast] = {}
+
+class Planner:
+    """Plans a study's jobs in a thread, while other things go on."""
+
+    def __init__(
+        self, jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+    ) -> None:
+        self.done: Queue[tuple[str, Planned]] = Queue()
+        arguments = (list(jobs), list(cards), dict(nodes), on_card)
+        threading.Thread(target=self._work, args=arguments, daemon=True).start()
+
+    def take(self) -> dict[str, Planned]:
+        """Return the plans that have come since the last call, by the names of the jobs."""
+        new: dict[str, Planned] = {}
         while True:
             try:
-                name, forecast = self.done.get_nowait()
+                name, planned = self.done.get_nowait()
             except Empty:
                 return new
-            new[name] = forecast
+            new[name] = planned
 
-    def _work(self, groups: list[list[StudyJob]], on_card: bool) -> None:
-        left = list(groups)
+    def _work(self, jobs: list[StudyJob], cards: list[Card], nodes: dict[str, Node], on_card: bool) -> None:
+        left = {job.name for job in jobs}
         try:
-            for forecast in forecasts([first.spec for first, *_ in groups], on_card=on_card):
-                for job in left.pop(0):
-                    self.done.put((job.name, forecast))
+            for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
+                left.discard(job.name)
+                self.done.put((job.name, planned))
         except Exception as error:  # whatever it is, jobs can do without
             reason = error if isinstance(error, ShoalError) else ShoalError(f"the memory forecast failed: {error}")
-            for job in (job for jobs in left for job in jobs):
-                self.done.put((job.name, reason))
+            for name in left:
+                self.done.put((name, reason))

@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
-from launcher.fit import refusal, request
+from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, fingerprint
-from launcher.forecast import Forecast
+from launcher.forecast import Planned
 from launcher.inbox import Inbox
 from launcher.preparation import Preparation
 from launcher.running import Failure, RunningJob, failure_of, start_ranks
-from launcher.schedule import Scheduler
+from launcher.schedule import Scheduler, room_for
 from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
-from training.forecast.memory_estimate import JobForecast
 from training.plan import Plan, RetryWith
 from training.result import RunResult
 
@@ -57,7 +57,7 @@ class JobRunner:
         self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
-        self.forecasts: dict[str, Forecast] = {}
+        self.plans: dict[str, Planned] = {}
         self.restarts: dict[str, list[str]] = defaultdict(list)
         """Job -> why each of its tries failed that it went on from."""
         self.reserving: dict[Any, RunningJob] = {}
@@ -69,8 +69,8 @@ class JobRunner:
         """Run `jobs`, and the baselines of the data of `all_jobs` that are missing; return when all have ended."""
         self.preparation.begin(jobs, all_jobs)
         while self.preparation.pending or self.waiting or self.reserving or self.running or self.collecting:
-            for job, forecast in self.preparation.ready():
-                self._admit(job, forecast)
+            for job, planned in self.preparation.ready():
+                self._admit(job, planned)
             self._look()
             self._start_jobs()
             refs = [*self.preparation.refs, *self.reserving, *self.collecting]
@@ -93,14 +93,18 @@ class JobRunner:
         if self.collecting:
             self.ray.wait(list(self.collecting), num_returns=len(self.collecting), timeout=COLLECT_SECONDS)
 
-    def _admit(self, job: StudyJob, forecast: Forecast) -> None:
+    def _admit(self, job: StudyJob, planned: Planned) -> None:
         """Let a job wait for cards, or refuse it where no card would ever do."""
-        asked = request(job.name, job.spec, forecast, self.cluster.cards, on_card=self.cluster.on_card)
-        reason = refusal(job.written, asked, self.cluster.cards, self.cluster.nodes)
-        if reason:
-            self._fail(job, f"Refused before it started: {reason}", "")
+        if isinstance(planned, Choice):
+            asked, refusal = planned.asked, planned.refusal
+        else:
+            asked, refusal = whole_cards(job.name, job.spec, self.cluster.cards), None
+            if not room_for(asked, self.cluster.cards, self.cluster.nodes):
+                refusal = explain(job.spec, asked, self.cluster.cards, self.cluster.nodes)
+        if refusal:
+            self._fail(job, f"Refused before it started: {refusal}", "")
             return
-        self.forecasts[job.name] = forecast
+        self.plans[job.name] = planned
         self.waiting[job.name] = job
         self.scheduler.submit(asked)
 
@@ -123,12 +127,17 @@ class JobRunner:
     def _start_jobs(self) -> None:
         """Reserve cards for the jobs that the scheduler has room for."""
         for placement in self.scheduler.start(time.monotonic()):
-            job = self.waiting.pop(placement.job)
+            job, planned = self.waiting.pop(placement.job), self.plans[placement.job]
             group, reservation = self.cluster.reserve(placement)
             running = RunningJob(
-                job=job, placement=placement, workdir=str(self.scratch / job.name), group=group,
-                reservation=reservation, give_up_at=time.monotonic() + RESERVE_SECONDS,
-            )  # fmt: skip
+                job=job,
+                spec=planned.spec if isinstance(planned, Choice) else job.spec,
+                placement=placement,
+                workdir=str(self.scratch / job.name),
+                group=group,
+                reservation=reservation,
+                give_up_at=time.monotonic() + RESERVE_SECONDS,
+            )
             self.reserving[reservation] = running
 
     def _take_events(self) -> None:
@@ -210,7 +219,7 @@ class JobRunner:
         if plans:
             # Out of memory: on from the newest checkpoint, with a plan that needs less.
             plan = Plan(**plans[0])
-            self.folder.write_plan(running.job, plan)
+            self.folder.write_plan(running.spec, plan)
             self.view.say(f"{running.job.name}: {RetryWith(plan)}")
             self._wait_again(running)
         elif failure:
@@ -231,17 +240,18 @@ class JobRunner:
 
     def _result(self, running: RunningJob) -> RunResult:
         """Return the result of a job that ended well, with what the head knows of it."""
-        job, forecast = running.job, self.forecasts[running.job.name]
+        job, planned = running.job, self.plans[running.job.name]
         known: dict[str, Any] = {}
-        if isinstance(forecast, JobForecast):
-            known = {"card": forecast.memory.card, "host": forecast.memory.host}
+        if isinstance(planned, Choice):
+            memory = planned.forecast.memory
+            known = {"forecast": {"card": memory.card, "host": memory.host}, "setting": planned.setting.to_dict()}
         return replace(
             RunResult(**running.outcomes[0]["result"]),
             name=job.name,
             settings=job.written.to_dict(),
             fingerprint=fingerprint(job),
             restarts=self.restarts[job.name],
-            forecast=known,
+            **known,
             placement=running.placement.to_dict(),
         )
 

@@ -1,10 +1,11 @@
-"""`shoal plan STUDY`: the jobs a study would run and the memory they need, without Ray and without the cards."""
+"""`shoal plan STUDY`: how a study's jobs would run, what they need and take, without Ray and without the cards."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,135 +13,164 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.cards import GIB, local_cards
+from launcher.cards import GIB, Card, Node, local_cards
+from launcher.choose import Choice
 from launcher.expand import StudyJob
-from launcher.fit import explain, needed
 from launcher.folder import StudyFolder
-from launcher.forecast import forecasts
+from launcher.forecast import Planned, plan_jobs
 from launcher.report import group_name, varying_settings
 from launcher.report_markdown import describe
 from launcher.run import OUTPUTS, read_jobs
-from training.errors import EXIT_FAILED, UserError
-from training.forecast.memory_estimate import JobForecast, MemoryEstimate
+from training.errors import EXIT_FAILED
 
 SMALL = 0.005
 """GiB; causes below are not shown."""
+MOST_LOST = 4
+"""Settings that were not taken, of those shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedJob:
-    """A job and what it needs."""
+    """A job and how it would run."""
 
     job: StudyJob
-    forecast: MemoryEstimate | UserError
-    """What a rank needs, or what the trainer refuses the job for."""
+    planned: Planned
     status: str
     """finished, or to run."""
-    fits: tuple[float, ...]
+    fits: tuple[int, ...]
     """Sizes in GiB of the cards that hold one of its ranks, of which there are enough."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a way to run it."""
+        return isinstance(self.planned, Choice) and self.planned.refusal is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for --json."""
-        written = self.job.written
+        known: dict[str, Any] = {"job": self.job.name, "seed": self.job.written.seed, "status": self.status}
+        if not isinstance(self.planned, Choice):
+            return {**known, "fits_gib": [], "error": str(self.planned)}
+        choice = self.planned
         return {
-            "job": written.name,
-            "seed": written.seed,
-            "num_ranks": written.num_ranks,
-            "status": self.status,
+            **known,
             "fits_gib": list(self.fits),
-            **({"error": str(self.forecast)} if isinstance(self.forecast, UserError) else asdict(self.forecast)),
+            "error": choice.refusal,
+            "setting": choice.setting.to_dict(),
+            "expected_seconds": round(choice.seconds, 1),
+            "card_gib": choice.asked.card_gib,
+            "host_gib": choice.asked.host_gib,
+            "lost": [{"setting": setting.to_dict(), "why": why} for setting, why in choice.lost],
+            **asdict(choice.forecast.memory),
         }
 
 
 def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: bool) -> int:
-    """Print a study's jobs, what they need and where they fit; return the exit status, 1 where one fits nowhere.
+    """Print a study's jobs and how they would run; return the exit status, 1 where one fits nowhere.
 
     `cards_gib` are the cards to plan for; without them those of this machine, or the study's virtual ones.
     """
     study, jobs = read_jobs(study_file)
-    if cards_gib:
-        sizes, on_card = list(cards_gib), True
-    else:
-        local = local_cards(study.cards_gib)
-        sizes, on_card = [float(card.size) for card in local], bool(local[0].uuid)
-    console = Console(stderr=True)
-    planned = []
-    with console.status("forecasting memory ...") as status:
-        for job, forecast in zip(jobs, forecasts([job.spec for job in jobs], on_card=on_card), strict=True):
-            memory = forecast.memory if isinstance(forecast, JobForecast) else forecast
-            planned.append(plan_job(job, memory, sizes, StudyFolder(OUTPUTS / study.name), on_card=on_card))
-            status.update(f"forecasting memory: {len(planned)} of {len(jobs)} jobs")
+    local = local_cards(study.cards_gib)
+    on_card = bool(cards_gib) or bool(local[0].uuid)
+    cards, nodes = _one_node(cards_gib or [card.size for card in local])
+    folder = StudyFolder(OUTPUTS / study.name)
+    items = []
+    with Console(stderr=True).status("planning ...") as status:
+        for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
+            fits = _fits(planned, cards) if isinstance(planned, Choice) else ()
+            state = "finished" if folder.finished(job) else "to run"
+            items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits))
+            status.update(f"planning: {len(items)} of {len(jobs)} jobs")
+    items.sort(key=lambda item: [job.name for job in jobs].index(item.job.name))
     if as_json:
-        print(json.dumps([item.to_dict() for item in planned], indent=2))
+        print(json.dumps([item.to_dict() for item in items], indent=2))
     else:
-        _print_table(planned, sizes, on_card=on_card)
-    return 0 if all(item.fits for item in planned) else EXIT_FAILED
+        _print(items, cards, on_card=on_card)
+    return 0 if all(item.runs for item in items) else EXIT_FAILED
 
 
-def plan_job(
-    job: StudyJob, forecast: MemoryEstimate | UserError, sizes: Sequence[float], folder: StudyFolder, *, on_card: bool
-) -> PlannedJob:
-    """Return where a job fits: cards of one size, enough of them for its ranks, each large enough for one."""
-    fits: list[float] = []
-    if isinstance(forecast, MemoryEstimate):
-        size_needed, num_ranks = needed(forecast, on_card=on_card), job.written.num_ranks
-        numbers = sorted(Counter(sizes).items())
-        fits = [size for size, number in numbers if number >= num_ranks and size * GIB >= size_needed]
-    status = "finished" if folder.finished(job) else "to run"
-    return PlannedJob(job=job, forecast=forecast, status=status, fits=tuple(fits))
+def _one_node(sizes: Sequence[float]) -> tuple[list[Card], dict[str, Node]]:
+    """Return cards of these sizes, on a node with all the host memory there could be."""
+    cards = [
+        Card(node_id="here", host="here", index=index, size=math.ceil(size), gib=float(size), num_threads=1)
+        for index, size in enumerate(sizes)
+    ]
+    node = Node(node_id="here", host="here", address="", host_gib=math.inf, cores=len(cards))
+    return cards, {"here": node}
 
 
-def _print_table(planned: Sequence[PlannedJob], sizes: Sequence[float], *, on_card: bool) -> None:
+def _fits(choice: Choice, cards: Sequence[Card]) -> tuple[int, ...]:
+    """Return the sizes of the cards that hold a rank, of which there are enough."""
+    enough = Counter(card.size for card in cards if card.gib >= choice.asked.card_gib)
+    return tuple(sorted(size for size, number in enough.items() if number >= choice.asked.num_ranks))
+
+
+def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool) -> None:
     """Print the jobs, those that differ in their seed on one line, then what makes up their memory."""
     console = Console()
-    settings = varying_settings({item.job.name: item.job.written.to_dict() for item in planned})
+    varying = varying_settings({item.job.name: item.job.written.to_dict() for item in items})
     groups: dict[str, list[PlannedJob]] = {}
-    for item in planned:
-        groups.setdefault(json.dumps(settings[item.job.name]), []).append(item)
+    for item in items:
+        groups.setdefault(json.dumps(varying[item.job.name]), []).append(item)
     table = Table(pad_edge=False)
-    for title in ("jobs", "seeds", "ranks", *(["card GiB"] if on_card else []), "host GiB", "fits cards of", "status"):
+    memory = ["card GiB", "host GiB"] if on_card else ["host GiB"]
+    for title in ("jobs", "seeds", "runs with", *memory, "about", "fits cards of", "status"):
         table.add_column(title, overflow="fold")
-    for items in groups.values():
-        table.add_row(*_cells(items, on_card=on_card))
+    for same in groups.values():
+        table.add_row(*_cells(same, on_card=on_card))
     console.print(table)
-    have = ", ".join(f"{number} x {size:g} GiB" for size, number in sorted(Counter(sizes).items()))
+    have = ", ".join(f"{number} x {size:g} GiB" for size, number in sorted(Counter(card.gib for card in cards).items()))
     kind = "cards" if on_card else "virtual cards, whose ranks run on the CPU"
-    console.print(f"{len(planned)} jobs; memory is a rank's peak. Planned for {have} ({kind}).", highlight=False)
-    for first, *_ in groups.values():
-        varies = {key: value for key, value in settings[first.job.name].items() if key != "num_ranks"}
-        text = f"\n{group_name(first.job.name) or 'all'} ({describe(varies)})\n  "
-        if isinstance(first.forecast, UserError):
-            text += str(first.forecast)
-        else:
-            text += _explain(first.forecast, on_card=on_card)
-            if not first.fits:
-                card_gib = needed(first.forecast, on_card=on_card) / GIB
-                text += f"\n  {explain(first.job.written, card_gib, sizes)}"
-        console.print(text, highlight=False, markup=False)
+    console.print(
+        f"{len(items)} jobs, planned for {have} ({kind}). Memory is a rank's peak; times are rough.",
+        highlight=False,
+    )
+    for (first, *_), settings in zip(groups.values(), map(json.loads, groups), strict=True):
+        console.print(f"\n{_explain(first, settings, on_card=on_card)}", highlight=False, markup=False)
 
 
-def _cells(items: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
+def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
     """Return the table's line of jobs that differ in their seed."""
-    first, forecast = items[0], items[0].forecast
-    if isinstance(forecast, MemoryEstimate):
-        needs = [forecast.card_bytes, forecast.host_bytes] if on_card else [forecast.host_bytes]
-        memory = [f"{size / GIB:.2f}" for size in needs]
-    else:
-        memory = ["refused"] * (2 if on_card else 1)
-    to_run = sum(item.status == "to run" for item in items)
+    first = same[0]
+    to_run = sum(item.status == "to run" for item in same)
+    name, seeds = group_name(first.job.name) or "all", ", ".join(str(item.job.written.seed) for item in same)
+    status = f"{to_run} to run" if to_run else "finished"
+    if not isinstance(first.planned, Choice):
+        return [name, seeds, "refused", *([""] if on_card else []), "", "", "none", status]
+    choice = first.planned
+    memory = [choice.asked.card_gib, choice.asked.host_gib] if on_card else [choice.asked.host_gib]
     return [
-        group_name(first.job.name) or "all",
-        ", ".join(str(item.job.written.seed) for item in items),
-        str(first.job.written.num_ranks),
-        *memory,
-        ", ".join(f"{size:g} GiB" for size in first.fits) or "none",
-        f"{to_run} to run" if to_run else "finished",
+        name,
+        seeds,
+        str(choice.setting),
+        *(f"{gib:.2f}" for gib in memory),
+        _duration(choice.seconds),
+        ", ".join(f"{size} GiB" for size in first.fits) or "none",
+        status,
     ]
 
 
-def _explain(forecast: MemoryEstimate, *, on_card: bool) -> str:
-    """Return what a rank's memory is made of, the largest first."""
-    causes = forecast.card if on_card else forecast.host
-    parts = sorted(causes.items(), key=lambda item: -item[1])
-    where = "card" if on_card else "host memory"
-    return f"{where}: " + ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
+def _duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _explain(item: PlannedJob, settings: Mapping[str, Any], *, on_card: bool) -> str:
+    """Return what a rank's memory is made of, the largest first, and why the job runs with no other setting."""
+    lines = [f"{group_name(item.job.name) or 'all'} ({describe(dict(settings))})"]
+    if not isinstance(item.planned, Choice):
+        return "\n  ".join([*lines, str(item.planned)])
+    choice = item.planned
+    memory = choice.forecast.memory
+    parts = sorted((memory.card if on_card else memory.host).items(), key=lambda part: -part[1])
+    shown = ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
+    lines.append(f"{'card' if on_card else 'host memory'}: {shown}")
+    if choice.refusal:
+        lines.append(choice.refusal)
+    lines += [f"not {setting}: {why}" for setting, why in choice.lost[:MOST_LOST]]
+    if len(choice.lost) > MOST_LOST:
+        lines.append(f"and {len(choice.lost) - MOST_LOST} more, slower or larger (--json has them)")
+    return "\n  ".join(lines)

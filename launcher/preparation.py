@@ -10,7 +10,7 @@ from typing import Any
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder, data_key
-from launcher.forecast import Forecast, Forecaster
+from launcher.forecast import Planned, Planner
 from launcher.state import JobState
 from launcher.worker import Outcome, compute_baselines, prepare_jobs
 from training.errors import ShoalError
@@ -31,13 +31,13 @@ class Preparation:
         self.preparing: dict[Any, list[list[StudyJob]]] = {}
         self.baselines: dict[Any, str] = {}
         self.prepared: list[StudyJob] = []
-        self.forecaster: Forecaster | None = None
-        self.forecasts: dict[str, Forecast] = {}
+        self.planner: Planner | None = None
+        self.plans: dict[str, Planned] = {}
 
     def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
         """Start with `jobs`, and with the baselines of the data of `all_jobs` that are missing."""
         if jobs:
-            self.forecaster = Forecaster(jobs, on_card=self.cluster.on_card)
+            self.planner = Planner(jobs, self.cluster.cards, self.cluster.nodes, on_card=self.cluster.on_card)
         self._prepare(jobs)
         known = self.folder.read_baselines()
         prepared = {data_key(job) for job in jobs}
@@ -65,15 +65,15 @@ class Preparation:
             return False
         return True
 
-    def ready(self) -> list[tuple[StudyJob, Forecast]]:
-        """Return the jobs that have become ready, with what they need."""
-        if self.forecaster is not None:
-            self.forecasts |= self.forecaster.take()
-        ready = [(job, self.forecasts[job.name]) for job in self.prepared if job.name in self.forecasts]
-        for job, forecast in ready:
+    def ready(self) -> list[tuple[StudyJob, Planned]]:
+        """Return the jobs that have become ready, with how they are to run."""
+        if self.planner is not None:
+            self.plans |= self.planner.take()
+        ready = [(job, self.plans[job.name]) for job in self.prepared if job.name in self.plans]
+        for job, planned in ready:
             self.prepared.remove(job)
-            if isinstance(forecast, ShoalError):
-                self.say(f"{job.name}: {forecast} It gets whole cards.")
+            if isinstance(planned, ShoalError):
+                self.say(f"{job.name}: {planned} It gets whole cards.")
         return ready
 
     def _prepare(self, jobs: Sequence[StudyJob]) -> None:

@@ -9,6 +9,7 @@ from launcher.board import Placement
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
 from launcher.worker import Outcome, RankActor, RunJob
+from training.spec import JobSpec
 
 
 @dataclass(kw_only=True, eq=False)
@@ -16,6 +17,8 @@ class RunningJob:
     """A job on its cards, or waiting for Ray to reserve them."""
 
     job: StudyJob
+    spec: JobSpec
+    """The job as it was planned."""
     placement: Placement
     workdir: str
     group: Any
@@ -55,7 +58,7 @@ def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJ
             "card_gib": placement.request.card_gib,
         }
         running.actors.append(actor)
-        running.refs.append(actor.run.remote(running.job.spec, ranks, address, inbox, run_job))
+        running.refs.append(actor.run.remote(running.spec, ranks, address, inbox, run_job))
 
 
 @dataclass(frozen=True, kw_only=True)

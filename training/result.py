@@ -47,6 +47,8 @@ class RunResult:
     """Why a rank died or crashed, each time the launcher let the job go on from its newest checkpoint."""
     forecast: dict[str, dict[str, int]] = field(default_factory=dict)
     """"card" and "host" -> cause -> bytes, of a rank; empty where it ran without the launcher."""
+    setting: dict[str, Any] = field(default_factory=dict)
+    """What it ran with of what the launcher may plan: deepspeed, num_ranks, gradient_checkpointing, batch sizes."""
     placement: dict[str, Any] = field(default_factory=dict)
     """The launcher's: "cards" of the ranks, and what each rank had reserved, "card_gib" and "host_gib"."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -2,9 +2,9 @@
 
     python -m training.forecast < requests > answers        # one JSON a line
 
-A request is {"spec": JobSpec.to_dict(), "on_card": bool}; an answer {"ok": True, "estimate": MemoryEstimate as a dict,
-"work": Work as one} or {"ok": False, "error": text}. Data and tokenizer are read, for the lengths of the texts, and
-config.json; no weights.
+A request is {"spec": JobSpec.to_dict(), "on_card": bool, "memory": bool}; an answer {"ok": True, "work": Work as a
+dict, "estimate": MemoryEstimate as one, where "memory"} or {"ok": False, "error": text}. Data and tokenizer are read,
+for the lengths of the texts, and config.json; no weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 from training.batches import steps_per_epoch
 from training.errors import UserError
-from training.forecast.estimate import forecast, shape_of
-from training.forecast.memory_estimate import MemoryEstimate, Work
+from training.forecast.estimate import forecast, in_fork, shape_of
+from training.forecast.memory_estimate import Work
 from training.parse import build
 from training.spec import DataSpec, JobSpec
 
@@ -41,16 +41,16 @@ def main() -> int:
         request = json.loads(line)
         try:
             spec = build(JobSpec, request["spec"], "request")
-            memory, work = estimate(spec, on_card=request["on_card"])
-            answer: dict[str, Any] = {"ok": True, "estimate": asdict(memory), "work": asdict(work)}
+            known = estimate(spec, on_card=request["on_card"], memory=request["memory"])
+            answer: dict[str, Any] = {"ok": True, **known}
         except UserError as error:
             answer = {"ok": False, "error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
-def estimate(spec: JobSpec, *, on_card: bool) -> tuple[MemoryEstimate, Work]:
-    """Return the forecast of a job on the data and the model it names, and the work it is."""
+def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
+    """Return "work", what a job computes on the data and the model it names, and "estimate", the `memory` it needs."""
     import torch
 
     from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
@@ -72,12 +72,16 @@ def estimate(spec: JobSpec, *, on_card: bool) -> tuple[MemoryEstimate, Work]:
         dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
-    shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
-    memory = forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
-    return memory, work_of(spec, base_parameters(json.dumps(config.to_dict(), sort_keys=True)), lengths)
+    parameters = base_parameters(json.dumps(config.to_dict(), sort_keys=True))
+    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, config.num_hidden_layers, lengths))}
+    if memory:
+        shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
+        needs = forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+        answer["estimate"] = asdict(needs)
+    return answer
 
 
-def work_of(spec: JobSpec, parameters: int, lengths: Mapping[str, Sequence[int]]) -> Work:
+def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, Sequence[int]]) -> Work:
     """Return the work of a job on texts of these many tokens; `lengths` holds train, validation and maybe test."""
     training = spec.training
     global_batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.num_ranks
@@ -86,6 +90,7 @@ def work_of(spec: JobSpec, parameters: int, lengths: Mapping[str, Sequence[int]]
     evaluations = 1 + math.ceil(steps / an_epoch)  # the first is of the untrained model
     return Work(
         parameters=parameters,
+        layers=layers,
         tokens=round(sum(lengths["train"]) * steps / an_epoch),
         evaluated_tokens=evaluations * sum(lengths["validation"]) + sum(lengths.get("test", ())),
         steps=steps,
@@ -95,6 +100,10 @@ def work_of(spec: JobSpec, parameters: int, lengths: Mapping[str, Sequence[int]]
 @functools.lru_cache(maxsize=16)
 def base_parameters(config: str) -> int:
     """Return the weights of a model without its embeddings; `config` is its config.json."""
+    return in_fork(_count_weights, config)
+
+
+def _count_weights(config: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModel
 

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from training import __version__
 from training.batches import cut_batch
@@ -22,6 +22,7 @@ from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes
 from training.spec import JobSpec
 
 MIB = 1 << 20
+Result = TypeVar("Result")
 
 CUBLAS_WORKSPACE = 33 * MIB
 """PyTorch's cuBLAS workspaces (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8, and 32 MiB for cuBLASLt)."""
@@ -123,13 +124,16 @@ def forecast(
     key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:32]
 
     def make(target: Path) -> None:
-        # In a process of its own: torch and DeepSpeed join a group once, and are changed for a forecast.
-        with ProcessPoolExecutor(max_workers=1, mp_context=get_context("fork")) as process:
-            task = process.submit(_simulated, spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
-            estimate = task.result()
+        estimate = in_fork(_simulated, spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
         target.write_text(json.dumps(asdict(estimate)), encoding="utf-8")
 
     return MemoryEstimate(**json.loads(cached(f"forecast/{key}.json", make).read_text(encoding="utf-8")))
+
+
+def in_fork(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Call a function in a process of its own: torch and DeepSpeed join a group once, and forecasts change them."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("fork")) as process:
+        return process.submit(function, *arguments, **options).result()
 
 
 def _content(spec: JobSpec) -> Any:

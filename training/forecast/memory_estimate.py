@@ -45,19 +45,13 @@ class Work:
 
     parameters: int
     """Weights each token is multiplied with: those of the base without its embeddings."""
+    layers: int
     tokens: int
     """Trained on, over all epochs."""
     evaluated_tokens: int
     """Of validation, after each epoch, and of test."""
     steps: int
     """Of the optimizer."""
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions. A token takes two a weight in forward, as many for the gradients of what flows
-        back through frozen weights (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, less the weights' gradients).
-        """
-        return self.parameters * (4 * self.tokens + 2 * self.evaluated_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

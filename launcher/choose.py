@@ -1,0 +1,183 @@
+"""The setting a job runs with: of all that leave what the user wrote as it is, the fastest that fits the cards.
+
+What a study does not set is planned: the DeepSpeed file, gradient checkpointing, how the global batch is cut into
+ranks, micro-batches and accumulation. The global batch stays, and with it what is learnt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from launcher.board import Request
+from launcher.cards import Card, Node
+from launcher.cost import CARD, CPU, amounts
+from launcher.expand import CHECKOUT, StudyJob
+from launcher.fit import explain, request
+from launcher.schedule import room_for
+from training.errors import UserError
+from training.forecast.memory_estimate import JobForecast, Work
+from training.spec import JobSpec
+
+ONE_RANK = ("zero1", "zero2_offload", "zero3_offload_param")
+MORE_RANKS = ("zero1", "zero3", "zero3_offload", "zero3_offload_param")
+"""Files of ds_configs/ that are tried where the study names none."""
+
+Ask = Callable[[JobSpec], JobForecast | UserError]
+"""Returns the forecast of a job, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is planned of a job."""
+
+    deepspeed: str
+    """Name of its DeepSpeed file."""
+    gradient_checkpointing: bool
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    num_ranks: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
+        sizes = f"{self.per_device_train_batch_size} x {self.gradient_accumulation_steps}"
+        recompute = ", gradient checkpointing" if self.gradient_checkpointing else ""
+        file = self.deepspeed.removeprefix("ds_configs/").removesuffix(".json")
+        return f"{file}, batch {sizes}, {ranks}{recompute}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A setting, and why it is not another."""
+
+    setting: Setting
+    spec: JobSpec
+    """The job under it."""
+    forecast: JobForecast
+    asked: Request
+    seconds: float
+    """Expected, without start-up."""
+    lost: tuple[tuple[Setting, str], ...] = ()
+    """The other settings and why each is not taken."""
+    refusal: str | None = None
+    """Why it fits no card, where none does; the setting is then the one that needs least."""
+
+    def of(self, job: StudyJob) -> Choice:
+        """Return the same for a job that differs in its seed."""
+        spec = replace(self.spec, seed=job.spec.seed, name=job.name, output_dir=job.spec.output_dir)
+        return replace(self, spec=spec, asked=replace(self.asked, job=job.name))
+
+
+def choose(
+    job: StudyJob,
+    work: Work,
+    ask: Ask,
+    cards: Sequence[Card],
+    nodes: Mapping[str, Node],
+    *,
+    on_card: bool,
+    most_ranks: int,
+) -> Choice:
+    """Return the fastest setting of a job that fits these cards.
+
+    `most_ranks` is how many cards it may spread over for speed; over more only where memory asks for it. Raises
+    UserError for what the trainer refuses under every setting.
+    """
+    options = sorted(
+        ((expected_seconds(spec, work, on_card=on_card), index, setting, spec)
+         for index, (setting, spec) in enumerate(settings(job, len(cards)))),
+        key=lambda option: (option[3].num_ranks > max(most_ranks, job.spec.num_ranks), option[0], option[1]),
+    )  # fmt: skip
+    lost: list[tuple[Setting, str]] = []
+    least: Choice | None = None
+    refused: UserError | None = None
+    for place, (seconds, _, setting, spec) in enumerate(options):
+        forecast = ask(spec)
+        if isinstance(forecast, UserError):
+            refused = forecast
+            lost.append((setting, str(forecast)))
+            continue
+        asked = request(job.name, spec, forecast.memory, seconds, on_card=on_card)
+        choice = Choice(setting=setting, spec=spec, forecast=forecast, asked=asked, seconds=seconds)
+        if room_for(asked, cards, nodes):
+            slower = [(other, f"{later / seconds:.2f} x as long") for later, _, other, _ in options[place + 1 :]]
+            return replace(choice, lost=(*lost, *slower))
+        lost.append((setting, f"needs {asked.card_gib:.2f} GiB a rank"))
+        if least is None or asked.card_gib < least.asked.card_gib:
+            least = choice
+    if least is None:
+        assert refused is not None
+        raise refused
+    return replace(least, lost=tuple(lost), refusal=explain(least.spec, least.asked, cards, nodes))
+
+
+def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool) -> float:
+    """Return how long a job takes, without its start-up, by the costs of a kind of card."""
+    content = spec.deepspeed if isinstance(spec.deepspeed, dict) else {}
+    zero = content.get("zero_optimization", {})
+
+    def offloads(key: str) -> bool:
+        return str(zero.get(key, {}).get("device", "none")) != "none"
+
+    costs = CARD if on_card else CPU
+    return costs.seconds(
+        amounts(
+            spec, work, int(zero.get("stage", 0)),
+            offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
+        )
+    )  # fmt: skip
+
+
+def settings(job: StudyJob, num_cards: int) -> Iterator[tuple[Setting, JobSpec]]:
+    """Yield the settings that keep what the study fixed, its own first."""
+    training, fixed = job.spec.training, job.fixed
+    recompute = [training.gradient_checkpointing]
+    if "training.gradient_checkpointing" not in fixed:
+        recompute = [False, True]
+    for num_ranks, per_device, accumulation in cuts(job, num_cards):
+        for name, content in files(job, num_ranks):
+            for checkpointing in recompute:
+                setting = Setting(
+                    deepspeed=name, gradient_checkpointing=checkpointing, per_device_train_batch_size=per_device,
+                    gradient_accumulation_steps=accumulation, num_ranks=num_ranks,
+                )  # fmt: skip
+                sizes = replace(
+                    training, gradient_checkpointing=checkpointing, per_device_train_batch_size=per_device,
+                    gradient_accumulation_steps=accumulation,
+                )  # fmt: skip
+                yield setting, replace(job.spec, training=sizes, deepspeed=content, num_ranks=num_ranks)
+
+
+def cuts(job: StudyJob, num_cards: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (ranks, texts of a micro-batch, micro-batches of a step) that give the job's global batch."""
+    training, fixed = job.spec.training, job.fixed
+    global_batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * job.spec.num_ranks
+    ranks = [job.spec.num_ranks] if "num_ranks" in fixed else [n for n in (1, 2, 4, 8) if n <= num_cards]
+    for num_ranks in ranks or [1]:
+        size = training.per_device_train_batch_size
+        sizes = [size]
+        if "training.per_device_train_batch_size" not in fixed:
+            sizes = [size // cut for cut in (1, 2, 4, 8, 16, 32) if size >= cut and size % cut == 0]
+        for per_device in sizes:
+            accumulation, rest = divmod(global_batch, num_ranks * per_device)
+            as_written = accumulation == training.gradient_accumulation_steps
+            if accumulation and not rest and (as_written or "training.gradient_accumulation_steps" not in fixed):
+                yield num_ranks, per_device, accumulation
+
+
+def files(job: StudyJob, num_ranks: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and content of the DeepSpeed files to try."""
+    assert isinstance(job.spec.deepspeed, dict)
+    if "deepspeed" in job.fixed:
+        written = job.written.deepspeed
+        yield (written if isinstance(written, str) else "its own DeepSpeed settings"), job.spec.deepspeed
+        return
+    for name in ONE_RANK if num_ranks == 1 else MORE_RANKS:
+        path = f"ds_configs/{name}.json"
+        yield path, json.loads((CHECKOUT / path).read_text(encoding="utf-8"))
