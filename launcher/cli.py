@@ -28,6 +28,9 @@ from training.errors import (
     describe_os_error,
 )
 
+VIRTUAL_CARDS = "SHOAL_CARDS_GIB"
+"""Environment variable: the sizes of a cluster node's virtual cards, e.g. "8,12", for a node without a GPU."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
@@ -139,7 +142,15 @@ def _merge(options: argparse.Namespace) -> int:
 def _cards(options: argparse.Namespace) -> int:
     from launcher.cards import local_sizes_gib, resources
 
-    print(json.dumps(resources(local_sizes_gib(None)[0])))
+    # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
+    declared = os.environ.get(VIRTUAL_CARDS, "")
+    try:
+        virtual = _sizes(declared) if declared else []
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"${VIRTUAL_CARDS}: {error}") from None
+    if any(size % 1 for size in virtual):
+        raise UserError(f"${VIRTUAL_CARDS} is {declared!r}. Give whole GiB, such as 8,12: Ray takes nothing else.")
+    print(json.dumps(resources(local_sizes_gib(virtual)[0])))
     return 0
 
 
