@@ -81,7 +81,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
 
 
 def lay_checkout(user: User) -> None:
-    """Copy the checkout, fill in the blanks of its cluster.yaml, and put a study with model and data of its own in it."""
+    """Copy the checkout, fill in the blanks of its cluster.yaml, and lay a study, its model and its data in it."""
     user.checkout.mkdir()
     for name in MOUNTED:
         copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy2
