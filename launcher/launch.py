@@ -51,7 +51,7 @@ def run_on_head(arguments: Sequence[str], installed: Path, submitted: Path | Non
     if problem:
         return _refuse(problem)
     python = installed / ".venv" / "bin" / "python"
-    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+    if Path(sys.executable) != python:  # its path as it was called, not resolved: a second time it is equal
         os.execv(python, [str(python), str(Path(__file__).resolve()), *arguments])
     if submitted is None:
         os.chdir(installed)
@@ -112,8 +112,11 @@ def _missing(study: Path, installed: Path) -> str:
 def _keep_outputs(here: Path, kept: Path) -> None:
     """Let a Ray job, whose working folder Ray deletes after it, write to the head's checkout."""
     kept.mkdir(parents=True, exist_ok=True)
-    if not here.exists():
-        here.symlink_to(kept)
+    if here.resolve() == kept.resolve():
+        return
+    if here.exists():  # what came with the job, from the user's own outputs
+        here.rename(here.with_name("outputs.submitted"))
+    here.symlink_to(kept)
 
 
 def _import_from(checkout: Path) -> None:

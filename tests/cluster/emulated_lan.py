@@ -163,10 +163,6 @@ class Lan:
         options = ["-i", self.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         return self.run("ssh", *options, f"root@{self.addresses[name]}", command)
 
-    def link(self, name: str, state: str) -> None:
-        """Pull a PC's network cable ("down") or put it back ("up")."""
-        self.run("ip", "link", "set", name, state, check=True)
-
     def _inside(self, cwd: Path = CHECKOUT) -> list[str]:
         return ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", f"--wd={cwd}", "--"]
 
