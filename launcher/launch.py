@@ -64,6 +64,7 @@ def run_on_head(arguments: Sequence[str], installed: Path, submitted: Path | Non
     from launcher.joining import wait_for_workers
 
     address = options.address or os.environ.get("RAY_ADDRESS") or "auto"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray looks for its token by itself only where the address is auto
     try:
         wait_for_workers(address, minutes=options.wait_minutes)
     except KeyboardInterrupt:
