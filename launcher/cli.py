@@ -29,7 +29,7 @@ from training.errors import (
 )
 
 VIRTUAL_CARDS = "SHOAL_CARDS_GIB"
-"""Environment variable: the sizes of a cluster node's virtual cards, e.g. "8,12", for a node without a GPU."""
+"""Environment variable: the sizes in GiB of a cluster node's virtual cards, e.g. "8,12"."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     merge.set_defaults(command=_merge)
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
+    # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
+    cards.add_argument(
+        "--gib", type=_whole_sizes, metavar="GIB,...", default=os.environ.get(VIRTUAL_CARDS) or [],
+        help=f"virtual cards to announce where there is no GPU (default: ${VIRTUAL_CARDS}, else none)",
+    )  # fmt: skip
+    cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     return parser
 
@@ -96,6 +102,14 @@ def _sizes(text: str) -> list[float]:
         sizes = []
     if not sizes or not all(0 < size < float("inf") for size in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of card sizes in GiB, such as 8,12,12")
+    return sizes
+
+
+def _whole_sizes(text: str) -> list[float]:
+    """Read "8,12,24" for Ray, which takes whole numbers alone."""
+    sizes = _sizes(text)
+    if any(size % 1 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a part of a GiB. Give whole GiB, such as 8,12")
     return sizes
 
 
@@ -140,17 +154,15 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _cards(options: argparse.Namespace) -> int:
-    from launcher.cards import local_sizes_gib, resources
+    from launcher.cards import labels, local_cards, resources
 
-    # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
-    declared = os.environ.get(VIRTUAL_CARDS, "")
-    try:
-        virtual = _sizes(declared) if declared else []
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"${VIRTUAL_CARDS}: {error}") from None
-    if any(size % 1 for size in virtual):
-        raise UserError(f"${VIRTUAL_CARDS} is {declared!r}. Give whole GiB, such as 8,12: Ray takes nothing else.")
-    print(json.dumps(resources(local_sizes_gib(virtual)[0])))
+    cards = local_cards(options.gib)
+    # `ray start` takes labels as name=value,...
+    print(
+        ",".join(f"{name}={value}" for name, value in labels(cards).items())
+        if options.labels
+        else json.dumps(resources(cards))
+    )
     return 0
 
 

@@ -1,15 +1,17 @@
-"""Start Ray on this machine or join a cluster, and start things on its nodes."""
+"""Start Ray on this machine or join a cluster, reserve parts of its cards, and start things on its nodes."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any
 
-from launcher.cards import Card, cluster_cards, local_sizes_gib, resources
+from launcher.board import Placement
+from launcher.cards import GIB, Card, LocalCard, Node, cluster_cards, labels, local_cards, resources
 from launcher.expand import CHECKOUT
 from training.errors import UserError
 
@@ -44,7 +46,6 @@ class Cluster:
                 }
             },
         }
-        virtual = False
         if self.joined:
             try:
                 _knock(str(address))
@@ -54,19 +55,53 @@ class Cluster:
                     f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
                 ) from None
         else:
-            sizes, virtual = local_sizes_gib(virtual_cards_gib)
-            context = _start_local(ray, resources(sizes), quiet)
+            context = _start_local(ray, local_cards(virtual_cards_gib), quiet)
         # Ray installs a SIGTERM handler of its own; ours is Ctrl-C's.
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
         try:
-            self.cards = cluster_cards(ray.nodes())
+            self.cards, self.nodes = self.look([])
         except UserError:
             ray.shutdown()
             raise
-        self.virtual_cards_unused = virtual_cards_gib is not None and not virtual
+        self.on_card = not self.cards[0].is_virtual
+        """Whether ranks run on cards; else on the CPU, for virtual ones."""
+        self.virtual_cards_unused = virtual_cards_gib is not None and (self.joined or self.on_card)
         """Whether the study's cards_gib gave way to the cards there are, this machine's or the cluster's."""
         self.head_node_id: str = ray.get_runtime_context().get_node_id()
+
+    def look(self, placements: Iterable[Placement]) -> tuple[list[Card], dict[str, Node]]:
+        """Return the cards and nodes there are now, less what others have reserved; `placements` are ours."""
+        from ray._private.state import available_resources_per_node
+
+        ours: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for placement in placements:
+            for card in placement.cards:
+                ours[card.node_id][card.resource] += placement.request.card_gib
+                ours[card.node_id]["memory"] += placement.request.host_gib * GIB
+        return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours)
+
+    def reserve(self, placement: Placement) -> tuple[Any, Any]:
+        """Ask Ray for a job's part of its cards and of host memory, all ranks or none.
+
+        Returns the placement group and a reference that is ready once it holds them. Ray keeps whatever studies run
+        from over-booking, and shows the reservation in `ray status` and the dashboard.
+        """
+        from ray.util.placement_group import placement_group
+
+        # A node has one resource of its own, named after its address: a part of it pins a bundle there.
+        bundles = [
+            {**_reserved(placement, card), f"node:{self.nodes[card.node_id].address}": 0.001}
+            for card in placement.cards
+        ]
+        group = placement_group(bundles, name=placement.job)
+        return group, group.ready()
+
+    def release(self, group: Any) -> None:
+        """Give a reservation back; whatever still runs in it is killed."""
+        from ray.util.placement_group import remove_placement_group
+
+        remove_placement_group(group)
 
     def on_node(self, node_id: str) -> Any:
         """Return the scheduling strategy that pins something to a node."""
@@ -80,23 +115,42 @@ class Cluster:
         strategy = self.on_node(node_id or self.head_node_id)
         return self.ray.remote(**options)(function).options(scheduling_strategy=strategy).remote(*arguments)
 
-    def actor(self, cls: Any, *arguments: Any, node_id: str, card: Card | None = None) -> Any:
-        """Start an actor on a node, holding all of `card` if one is given; return its handle."""
-        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": self.on_node(node_id)}
-        if card is not None:
-            options["resources"] = {card.resource: card.gib}
-            options["runtime_env"] = {
+    def actor(self, cls: Any, *arguments: Any, node_id: str) -> Any:
+        """Start an actor on a node; return its handle."""
+        strategy = self.on_node(node_id)
+        return self.ray.remote(cls).options(num_cpus=0, scheduling_strategy=strategy).remote(*arguments)
+
+    def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
+        """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        card = placement.cards[rank]
+        reserved = _reserved(placement, card)
+        options: dict[str, Any] = {
+            "name": f"{placement.job} rank {rank} {group.id.hex()[:8]}",
+            "num_cpus": 0,
+            "memory": reserved.pop("memory", None),
+            "resources": reserved,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            "runtime_env": {
                 "env_vars": {
                     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                    "CUDA_VISIBLE_DEVICES": str(card.index),
+                    "CUDA_VISIBLE_DEVICES": card.uuid or ("" if card.is_virtual else str(card.index)),
                     "OMP_NUM_THREADS": str(card.num_threads),
                 }
-            }
+            },
+        }
         return self.ray.remote(cls).options(**options).remote(*arguments)
 
     def stop(self) -> None:
         """Disconnect; Ray started by us ends with all its processes."""
         self.ray.shutdown()
+
+
+def _reserved(placement: Placement, card: Card) -> dict[str, float]:
+    """Return what a rank reserves, as Ray's resources."""
+    memory = {"memory": int(placement.request.host_gib * GIB)} if placement.request.host_gib else {}
+    return {card.resource: placement.request.card_gib, **memory}
 
 
 def _knock(address: str) -> None:
@@ -106,9 +160,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _start_local(ray: Any, cards: dict[str, float], quiet: dict[str, Any]) -> Any:
+def _start_local(ray: Any, cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:
     """Start Ray on this machine with its cards as resources."""
-    start = {"address": "local", "resources": cards, "object_store_memory": OBJECT_STORE_BYTES, **quiet}
+    start = {
+        "address": "local",
+        "resources": resources(cards),
+        "labels": labels(cards),
+        "object_store_memory": OBJECT_STORE_BYTES,
+        **quiet,
+    }
     try:
         return ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **start)
     except Exception:

@@ -4,6 +4,7 @@ outputs/<study>/
     study.yaml           the jobs, as they were expanded
     baselines.json       key of the data -> baselines
     report.json, report.md
+    placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
                          failure.json
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from launcher.board import Placement
 from launcher.expand import StudyJob
 from training.disk import alone_in
 from training.errors import UserError
@@ -109,6 +112,12 @@ class StudyFolder:
         (folder / "job.yaml").write_text(text, encoding="utf-8")
         (folder / "fingerprint").write_text(fingerprint(job) + "\n", encoding="utf-8")
         (folder / "failure.json").unlink(missing_ok=True)
+
+    def record_placement(self, event: str, placement: Placement) -> None:
+        """Add to placements.jsonl that a job starts on its cards or leaves them."""
+        line = {"time": round(time.time(), 3), "event": event, "job": placement.job, **placement.to_dict()}
+        with (self.root / "placements.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def write_plan(self, job: StudyJob, plan: Plan) -> None:
         """Write plan.json, which the job's next try begins with."""

@@ -12,18 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.cards import local_sizes_gib
+from launcher.cards import GIB, local_cards
 from launcher.expand import StudyJob
+from launcher.fit import explain, needed
 from launcher.folder import StudyFolder
 from launcher.forecast import forecasts
 from launcher.report import group_name, varying_settings
 from launcher.report_markdown import describe
 from launcher.run import OUTPUTS, read_jobs
 from training.errors import EXIT_FAILED, UserError
-from training.forecast.memory_estimate import MemoryEstimate
-from training.spec import JobSpec
+from training.forecast.memory_estimate import JobForecast, MemoryEstimate
 
-GIB = 2**30
 SMALL = 0.005
 """GiB; causes below are not shown."""
 
@@ -62,13 +61,14 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
     if cards_gib:
         sizes, on_card = list(cards_gib), True
     else:
-        local, virtual = local_sizes_gib(study.cards_gib)
-        sizes, on_card = list(local.values()), not virtual
+        local = local_cards(study.cards_gib)
+        sizes, on_card = [float(card.size) for card in local], bool(local[0].uuid)
     console = Console(stderr=True)
     planned = []
     with console.status("forecasting memory ...") as status:
         for job, forecast in zip(jobs, forecasts([job.spec for job in jobs], on_card=on_card), strict=True):
-            planned.append(plan_job(job, forecast, sizes, StudyFolder(OUTPUTS / study.name), on_card=on_card))
+            memory = forecast.memory if isinstance(forecast, JobForecast) else forecast
+            planned.append(plan_job(job, memory, sizes, StudyFolder(OUTPUTS / study.name), on_card=on_card))
             status.update(f"forecasting memory: {len(planned)} of {len(jobs)} jobs")
     if as_json:
         print(json.dumps([item.to_dict() for item in planned], indent=2))
@@ -83,15 +83,11 @@ def plan_job(
     """Return where a job fits: cards of one size, enough of them for its ranks, each large enough for one."""
     fits: list[float] = []
     if isinstance(forecast, MemoryEstimate):
-        needed, num_ranks = _needed(forecast, on_card=on_card), job.written.num_ranks
-        fits = [size for size, number in sorted(Counter(sizes).items()) if number >= num_ranks and size * GIB >= needed]
+        size_needed, num_ranks = needed(forecast, on_card=on_card), job.written.num_ranks
+        numbers = sorted(Counter(sizes).items())
+        fits = [size for size, number in numbers if number >= num_ranks and size * GIB >= size_needed]
     status = "finished" if folder.finished(job) else "to run"
     return PlannedJob(job=job, forecast=forecast, status=status, fits=tuple(fits))
-
-
-def _needed(forecast: MemoryEstimate, *, on_card: bool) -> int:
-    """Return the bytes a card must have for a rank; a virtual card's rank is in host memory."""
-    return forecast.card_bytes if on_card else forecast.host_bytes
 
 
 def _print_table(planned: Sequence[PlannedJob], sizes: Sequence[float], *, on_card: bool) -> None:
@@ -118,7 +114,8 @@ def _print_table(planned: Sequence[PlannedJob], sizes: Sequence[float], *, on_ca
         else:
             text += _explain(first.forecast, on_card=on_card)
             if not first.fits:
-                text += f"\n  {_refusal(first.job.written, first.forecast, sizes, on_card=on_card)}"
+                card_gib = needed(first.forecast, on_card=on_card) / GIB
+                text += f"\n  {explain(first.job.written, card_gib, sizes)}"
         console.print(text, highlight=False, markup=False)
 
 
@@ -147,23 +144,3 @@ def _explain(forecast: MemoryEstimate, *, on_card: bool) -> str:
     parts = sorted(causes.items(), key=lambda item: -item[1])
     where = "card" if on_card else "host memory"
     return f"{where}: " + ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
-
-
-def _refusal(job: JobSpec, forecast: MemoryEstimate, sizes: Sequence[float], *, on_card: bool) -> str:
-    """Return why a job fits nowhere, and which of the settings that would help it does not have yet."""
-    most = max(Counter(sizes).values(), default=0)
-    if job.num_ranks > most:
-        return f"It needs {job.num_ranks} cards of one size, and there are {most} at most: set fewer num_ranks."
-    offload = "ds_configs/zero3_offload_param.json"
-    ways = {
-        "a smaller training.per_device_train_batch_size with more gradient_accumulation_steps":
-            job.training.per_device_train_batch_size > 1,
-        "training.gradient_checkpointing: true": not job.training.gradient_checkpointing,
-        "model.quantization: nf4": job.model.quantization != "nf4",
-        f"deepspeed: {offload}": job.deepspeed != offload,
-        "a smaller data.max_seq_length": True,
-    }  # fmt: skip
-    return (
-        f"It needs {_needed(forecast, on_card=on_card) / GIB:.2f} GiB a rank and the largest card has {max(sizes):g}. "
-        f"What saves memory: {'; '.join(way for way, is_new in ways.items() if is_new)}."
-    )

@@ -141,15 +141,27 @@ def _jobs(jobs: Sequence[dict[str, Any]]) -> str:
                 train.get("steps", ""),
                 f"{train['seconds']:.0f}" if "seconds" in train else "",
                 f"{train['samples_per_second']:.1f}" if "samples_per_second" in train else "",
-                f"{memory.get('gpu_bytes', 0) / 2**30:.2f}",
-                f"{memory.get('host_bytes', 0) / 2**30:.2f}",
+                " ".join(job["placement"].get("cards", [])),
+                _against_forecast(memory.get("gpu_bytes", 0), job["forecast"].get("card", {})),
+                _against_forecast(memory.get("host_bytes", 0), job["forecast"].get("host", {})),
             ]
         )
     header = (
         "job", "seed", "ranks", "validation accuracy %", "test accuracy %", "test macro F1 %", "steps", "seconds",
-        "samples/s", "peak GPU GiB", "peak host GiB",
+        "samples/s", "cards", "peak GPU GiB", "peak host GiB",
     )  # fmt: skip
-    return _table(header, rows)
+    note = (
+        "Peak memory is the largest of any rank; in brackets what was forecast and reserved. A GPU's peak is that of "
+        "its tensors, the forecast holds CUDA's context and the allocator's gaps too."
+    )
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def _against_forecast(measured: int, forecast: dict[str, int]) -> str:
+    """Return a peak in GiB with its forecast by cause; empty where that memory was not used."""
+    if not measured:
+        return ""
+    return f"{measured / 2**30:.2f}" + (f" ({sum(forecast.values()) / 2**30:.2f})" if forecast else "")
 
 
 def _retries(jobs: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,6 @@ from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
 from launcher.report import write_report
-from launcher.schedule import refuse_too_wide
 from launcher.state import JobState
 from launcher.study import Study, load_study
 from launcher.table import StudyView
@@ -90,7 +89,6 @@ def _run_on_ray(
     previous = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(address, study.cards_gib)
     try:
-        refuse_too_wide([(job.name, job.spec.num_ranks) for job in waiting], cluster.cards)
         for job in waiting:
             folder.begin(job)
         with StudyView(list(states.values()), console) as view:

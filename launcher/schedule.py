@@ -1,67 +1,194 @@
-"""Which waiting job starts now, and on which cards. Pure: the same input gives the same placements."""
+"""Which waiting jobs start now, and on which cards: the shortest study as a whole, and no card or host over-booked.
+
+At each event (a job ends, fails or comes, a card appears or goes) jobs are placed anew, in this order: priority, those
+as long as all that waits, those that the fewest cards could hold, the longest, the largest. What fits beside them is
+filled up with later jobs (backfilling), but not on the cards that the first few without room wait for, unless the later
+ones will have ended by then. Jobs share a card only where memory is short; then each goes where it leaves least of it.
+
+Pure: no clock and no Ray; the same calls give the same placements. benchmarks/scheduling.py measures it.
+"""
 
 from __future__ import annotations
 
+import heapq
+from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from launcher.cards import Card
-from training.errors import UserError
+from launcher.board import TOLERANCE, Board, Placement, Request
+from launcher.cards import Card, CardKey, Node
+
+Kind = tuple[int, int, float, float]
+"""Of requests that need the same: priority, ranks, card and host GiB. Where one finds no room, none does."""
+
+
+MOST_HOLDS = 3
+"""Jobs that cards are held for. With one, jobs for large cards are left to the end; with many, cards idle."""
+
+LONG = 0.7
+"""Share of the time that all waiting jobs would fill the cards for. A longer job may end last of all: it goes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
-    """A job and the card of each of its ranks, in the order of the ranks."""
+class Hold:
+    """The cards that a job without room waits for, and when it can expect to have them."""
 
-    job: str
-    cards: tuple[Card, ...]
+    job: str = ""
+    card_gib: float = 0.0
+    until: float = float("inf")
+    keys: frozenset[CardKey] = frozenset()
 
-
-def place(waiting: Sequence[tuple[str, int]], free: Iterable[Card]) -> list[Placement]:
-    """Return the jobs to start now; `waiting` holds (name, ranks) in the order of the study.
-
-    The widest job goes first and narrower ones fill what it leaves; at the latest it starts when they have ended.
-    """
-    left = list(free)
-    placements = []
-    for name, num_ranks in sorted(waiting, key=lambda job: -job[1]):
-        cards = choose_cards(num_ranks, left)
-        if cards:
-            placements.append(Placement(job=name, cards=tuple(cards)))
-            left = [card for card in left if card not in cards]
-    return placements
+    def allows(self, key: CardKey, request: Request, board: Board, now: float) -> bool:
+        """Whether a later job may go on a card: it is gone by then, or leaves room enough."""
+        if key not in self.keys or now + request.seconds <= self.until:
+            return True
+        return board.free_gib[key] - request.card_gib + TOLERANCE >= self.card_gib
 
 
-def choose_cards(num_ranks: int, free: Sequence[Card]) -> list[Card]:
-    """Return `num_ranks` cards of one size, on one node if it can be, else over nodes; empty where there are none.
+class Scheduler:
+    """The waiting and the running jobs of a study."""
 
-    One size, because DeepSpeed gives all ranks equal work. Of several choices the smallest cards, and then the node
-    with the fewest to spare, so that large cards and whole nodes stay free for who needs them.
-    """
-    one_node: dict[tuple[int, str], list[Card]] = defaultdict(list)
-    any_node: dict[int, list[Card]] = defaultdict(list)
-    for card in free:
-        one_node[round(card.gib), card.node_id].append(card)
-        any_node[round(card.gib)].append(card)
-    fitting = [(size, len(cards), cards) for (size, _), cards in one_node.items() if len(cards) >= num_ranks]
-    if not fitting:
-        # Fullest nodes first: the fewer hosts a job spans, the less goes over the network.
-        fitting = [
-            (size, 0, sorted(cards, key=lambda card: (-len(one_node[size, card.node_id]), card.node_id, card.index)))
-            for size, cards in any_node.items()
-            if len(cards) >= num_ranks
-        ]
-    return min(fitting, key=lambda choice: choice[:2])[2][:num_ranks] if fitting else []
+    def __init__(self, cards: Iterable[Card], nodes: Mapping[str, Node]) -> None:
+        self.board = Board(cards, nodes)
+        self.waiting: dict[Kind, list[tuple[float, int, Request]]] = {}
+        """Kind -> heap of (-seconds, number of its submission, request)."""
+        self.waiting_gib, self.waiting_gib_seconds = 0.0, 0.0
+        self.running: dict[str, Placement] = {}
+        self.ends: dict[str, float] = {}
+        """Running job -> when it is expected to end."""
+        self.on_card: dict[CardKey, list[tuple[float, float, str]]] = defaultdict(list)
+        """Card -> (expected end, GiB, name) of its running jobs, the soonest to end first."""
+        self.submitted = 0
+        self.holds: list[Hold] = []
+        """Of the first jobs without room, in their order; true until something on the held cards changes."""
+
+    def submit(self, request: Request) -> None:
+        """Let a job wait for cards."""
+        kind = (request.priority, request.num_ranks, request.card_gib, request.host_gib)
+        heapq.heappush(self.waiting.setdefault(kind, []), (-request.seconds, self.submitted, request))
+        self._count(request, 1)
+        self.submitted += 1
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.waiting_gib += sign * request.num_ranks * request.card_gib
+        self.waiting_gib_seconds += sign * request.num_ranks * request.card_gib * request.seconds
+
+    def end(self, job: str) -> None:
+        """Free the cards of a job that has ended, however it did."""
+        self._expect(job, None)
+        self.board.give(self.running.pop(job))
+
+    def expect(self, job: str, ends_at: float) -> None:
+        """Correct when a running job is expected to end."""
+        self._expect(job, ends_at)
+
+    def update(self, cards: Iterable[Card], nodes: Mapping[str, Node]) -> None:
+        """Take in that cards have appeared, gone, or have more or less memory for us."""
+        self.board = Board(cards, nodes)
+        self.holds = []
+        for placement in self.running.values():
+            self.board.take(placement)
+
+    def start(self, now: float) -> list[Placement]:
+        """Return the jobs to start now; they count as running from here on."""
+        order = [(*self._place_in_order(kind), kind) for kind in self.waiting]
+        heapq.heapify(order)
+        placements: list[Placement] = []
+        held: dict[CardKey, Hold] = {}
+        without_room = 0
+        while order:
+            *_, kind = heapq.heappop(order)
+            request = self.waiting[kind][0][2]
+            cards = self._find(request, held, now)
+            if cards:
+                placements.append(self._start(kind, cards, now))
+                if kind in self.waiting:
+                    heapq.heappush(order, (*self._place_in_order(kind), kind))
+            elif without_room < MOST_HOLDS:
+                hold = self._hold(without_room, request, held, now)
+                held |= dict.fromkeys(hold.keys, hold)
+                without_room += bool(hold.keys)
+        return placements
+
+    def _find(self, request: Request, held: Mapping[CardKey, Hold], now: float) -> tuple[Card, ...]:
+        """Return cards for a job where there is room that is not held for another."""
+        crowded = self.waiting_gib > self.board.total_free_gib
+
+        def allowed(key: CardKey) -> bool:
+            return key not in held or held[key].allows(key, request, self.board, now)
+
+        return self.board.find(request, allowed if held else None, tight=crowded)
+
+    def _start(self, kind: Kind, cards: tuple[Card, ...], now: float) -> Placement:
+        """Book the first job of a kind on these cards."""
+        request = heapq.heappop(self.waiting[kind])[2]
+        if not self.waiting[kind]:
+            del self.waiting[kind]
+        self._count(request, -1)
+        placement = Placement(request=request, cards=cards)
+        self.board.take(placement)
+        self.running[request.job] = placement
+        self._expect(request.job, now + request.seconds)
+        return placement
+
+    def _expect(self, job: str, ends_at: float | None) -> None:
+        """Note when a running job is expected to end; None where it has."""
+        placement = self.running[job]
+        before = self.ends.pop(job, None)
+        for card in placement.cards:
+            jobs = self.on_card[card.key]
+            if before is not None:
+                jobs.remove((before, placement.request.card_gib, job))
+            if ends_at is not None:
+                insort(jobs, (ends_at, placement.request.card_gib, job))
+        if ends_at is not None:
+            self.ends[job] = ends_at
+        keys = {card.key for card in placement.cards}
+        if any(hold.keys & keys for hold in self.holds):
+            self.holds = []
+
+    def _place_in_order(self, kind: Kind) -> tuple[int, bool, float, float, float, int]:
+        """Return what the first job of a kind is ordered by."""
+        priority, num_ranks, card_gib, _ = kind
+        could_hold = sum(len(keys) for size, keys in self.board.by_size.items() if size + TOLERANCE >= card_gib)
+        minus_seconds, number, _ = self.waiting[kind][0]
+        is_short = -minus_seconds * self.board.total_gib < LONG * self.waiting_gib_seconds
+        return (-priority, is_short, could_hold / num_ranks if is_short else 0.0, minus_seconds, -card_gib, number)
+
+    def _hold(self, index: int, request: Request, held: Mapping[CardKey, Hold], now: float) -> Hold:
+        """Return the cards, of those not held for another, on which a job is expected to start the soonest.
+
+        Looking over all cards takes longest in here, so what was found for the `index`-th job in the way is kept.
+        """
+        if index < len(self.holds) and self.holds[index].job == request.job:
+            return self.holds[index]
+        best = Hold(job=request.job)
+        for size, order in self.board.by_size.items():
+            if size + TOLERANCE < request.card_gib:
+                continue
+            times = sorted((self._room_at(key, request, now), key) for _, key in order if key not in held)
+            if len(times) < request.num_ranks:
+                continue
+            until = times[request.num_ranks - 1][0]
+            if until < best.until:
+                keys = frozenset(key for _, key in times[: request.num_ranks])
+                best = Hold(job=request.job, card_gib=request.card_gib, until=until, keys=keys)
+        self.holds[index:] = [best]
+        return best
+
+    def _room_at(self, key: CardKey, request: Request, now: float) -> float:
+        """Return when a card is expected to have room for a rank; never, where it is too small."""
+        free = self.board.free_gib[key]
+        if free + TOLERANCE >= request.card_gib:
+            return now
+        for ends, gib, _ in self.on_card[key]:
+            free += gib
+            if free + TOLERANCE >= request.card_gib:
+                return max(now, ends)
+        return float("inf")
 
 
-def refuse_too_wide(jobs: Sequence[tuple[str, int]], cards: Sequence[Card]) -> None:
-    """Raise UserError for jobs (name, ranks) that need more cards of one size than there are in all."""
-    too_wide = [(name, num_ranks) for name, num_ranks in jobs if not choose_cards(num_ranks, cards)]
-    if too_wide:
-        have = ", ".join(f"{card.label} ({card.gib:g} GiB)" for card in cards)
-        lines = [
-            f"job {name}: num_ranks is {num_ranks} and there are not that many cards of one size: {have}."
-            for name, num_ranks in too_wide
-        ]
-        raise UserError("\n".join([*lines, "Set a smaller num_ranks, or add cards (cards_gib where there is no GPU)."]))
+def room_for(request: Request, cards: Iterable[Card], nodes: Mapping[str, Node]) -> bool:
+    """Whether a job fits on these cards when nothing else runs."""
+    return bool(Board(cards, nodes).find(request))

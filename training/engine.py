@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.deepspeed_config import fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
+from training.forecast.memory_estimate import CUDA_CONTEXT
 from training.memory import OutOfMemory
 from training.packing import PackedClassifier
 from training.ranks import Ranks
@@ -41,6 +42,8 @@ def start_process_group(ranks: Ranks) -> torch.device:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+        if ranks.card_gib is not None:
+            limit_card_memory(ranks.card_gib)
         deepspeed.init_distributed("nccl", verbose=False)
     else:
         device = torch.device("cpu")
@@ -48,6 +51,15 @@ def start_process_group(ranks: Ranks) -> torch.device:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("gloo", verbose=False)
     return device
+
+
+def limit_card_memory(gib: float) -> None:
+    """Let this process have no more of its card: one that needs more than was forecast must not starve its neighbours.
+
+    It runs out of memory instead, and goes on with a smaller plan.
+    """
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, gib * 2**30 - CUDA_CONTEXT) / total))
 
 
 @contextmanager

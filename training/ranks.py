@@ -20,6 +20,8 @@ class Ranks:
     master_port: int
     num_threads: int
     """CPU threads of this rank."""
+    card_gib: float | None = None
+    """What of its card this rank may use, where it shares the card."""
 
     @property
     def is_main(self) -> bool:

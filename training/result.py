@@ -43,6 +43,10 @@ class RunResult:
     """Whether it was verified by reloading, and the largest difference of a logit."""
     retries: list[dict[str, Any]] = field(default_factory=list)
     """Each time the job ran out of memory: phase, step, error, and the sizes it went on with (Plan.retries)."""
+    forecast: dict[str, dict[str, int]] = field(default_factory=dict)
+    """"card" and "host" -> cause -> bytes, of a rank; empty where it ran without the launcher."""
+    placement: dict[str, Any] = field(default_factory=dict)
+    """The launcher's: "cards" of the ranks, and what each rank had reserved, "card_gib" and "host_gib"."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     error: dict[str, str] = field(default_factory=dict)

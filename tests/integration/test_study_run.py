@@ -144,8 +144,8 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> N
 HEAD = """
 import json, pathlib, sys
 import ray
-from launcher.cards import resources
-context = ray.init(address="local", include_dashboard=False, resources=resources({0: 8.0, 1: 8.0}))
+from launcher.cards import LocalCard, resources
+context = ray.init(address="local", include_dashboard=False, resources=resources([LocalCard(index=0, size=8), LocalCard(index=1, size=8)]))
 pathlib.Path(sys.argv[1]).write_text(context.address_info["gcs_address"])
 sys.stdin.read()
 """

@@ -2,64 +2,248 @@
 
 from __future__ import annotations
 
-import pytest
+import itertools
+import math
+from collections import defaultdict
+from typing import Any
 
-from launcher.cards import Card, cluster_cards, parse_gpu_list, resources
-from launcher.schedule import choose_cards, place, refuse_too_wide
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.board import Board, Placement, Request
+from launcher.cards import GIB, Card, Node, cluster_cards, labels, local_cards, resources, visible_gpus
+from launcher.schedule import Scheduler, room_for
 from training.errors import UserError
 
-NVIDIA_SMI = "0, GPU-aaa1, 8188\n1, GPU-bbb2, 12282\n2, GPU-ccc3, 81559\n"
+FOUND = [("GPU-aaa1", 8188 << 20), ("GPU-bbb2", 11200 << 20), ("GPU-ccc3", 81559 << 20), ("GPU-ddd4", 300 << 20)]
+"""(uuid, free bytes); the second drives a desktop, the last is full."""
 
 
-def card(node: str, index: int, gib: float = 8.0) -> Card:
-    return Card(node_id=node, host=node, index=index, gib=gib, num_threads=1)
+def card(node: str, index: int, size: int = 8, gib: float | None = None) -> Card:
+    return Card(node_id=node, host=node, index=index, size=size, gib=size if gib is None else gib, num_threads=1)
 
 
-def test_gpu_sizes_are_whole_gib_because_ray_takes_nothing_else() -> None:
-    sizes = parse_gpu_list(NVIDIA_SMI, None)
-    assert resources(sizes) == {"card0_gib": 8.0, "card1_gib": 12.0, "card2_gib": 80.0}
+def nodes_of(cards: list[Card], *, host_gib: float = 64.0, cores: int = 16) -> dict[str, Node]:
+    return {
+        item.node_id: Node(
+            node_id=item.node_id, host=item.node_id, address=item.node_id, host_gib=host_gib, cores=cores
+        )
+        for item in cards
+    }
+
+
+def scheduler(cards: list[Card], **node: Any) -> Scheduler:
+    return Scheduler(cards, nodes_of(cards, **node))
+
+
+def started(placements: list[Placement]) -> dict[str, list[str]]:
+    return {placement.job: [item.label for item in placement.cards] for placement in placements}
+
+
+def test_a_gpu_is_announced_with_the_whole_gib_that_are_free() -> None:
+    cards = visible_gpus(FOUND, None)
+    assert resources(cards) == {"card0_gib": 8.0, "card1_gib": 11.0, "card2_gib": 79.0}
+    assert labels(cards) == {"card0_uuid": "GPU-aaa1", "card1_uuid": "GPU-bbb2", "card2_uuid": "GPU-ccc3"}
 
 
 @pytest.mark.parametrize(("visible", "kept"), [("1", [1]), ("GPU-ccc3,0", [0, 2]), ("", []), (None, [0, 1, 2])])
 def test_cuda_visible_devices_hides_cards(visible: str | None, kept: list[int]) -> None:
-    assert list(parse_gpu_list(NVIDIA_SMI, visible)) == kept
+    assert [item.index for item in visible_gpus(FOUND, visible)] == kept
+
+
+def test_a_machine_without_gpus_has_virtual_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.cards.gpus", list)
+    assert resources(local_cards([8, 12])) == {"card0_gib": 8.0, "card1_gib": 12.0}
+    assert not any(item.uuid for item in local_cards(None))
+
+
+def node(name: str, *, alive: bool = True, **changed: Any) -> dict[str, Any]:
+    total = {"CPU": 7.0, "card0_gib": 8.0, "card1_gib": 12.0, "memory": 30.0 * GIB} | changed
+    return {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": f"ip-{name}", "Alive": alive,
+            "Resources": total, "Labels": {"card1_uuid": "GPU-1"}}  # fmt: skip
 
 
 def test_cards_are_read_off_the_living_nodes_and_share_their_cores() -> None:
-    def node(name: str, alive: bool) -> dict[str, object]:
-        return {
-            "NodeID": name, "NodeManagerHostname": name, "Alive": alive,
-            "Resources": {"CPU": 7.0, "card0_gib": 8.0, "card1_gib": 12.0, "memory": 1.0},
-        }  # fmt: skip
+    cards, nodes = cluster_cards([node("a"), node("b", alive=False)], {}, {})
+    assert [(item.label, item.size, item.gib, item.num_threads, item.uuid) for item in cards] == [
+        ("a:0", 8, 8.0, 3, ""), ("a:1", 12, 12.0, 3, "GPU-1"),
+    ]  # fmt: skip
+    assert nodes == {"a": Node(node_id="a", host="a", address="ip-a", host_gib=30.0, cores=7)}
 
-    cards = cluster_cards([node("a", True), node("b", False)])
-    assert [(item.label, item.gib, item.num_threads) for item in cards] == [("a:0", 8.0, 3), ("a:1", 12.0, 3)]
+
+def test_what_others_have_reserved_is_left_to_them() -> None:
+    left = {"a": {"card0_gib": 1.0, "card1_gib": 12.0, "memory": 20.0 * GIB}}
+    cards, nodes = cluster_cards([node("a")], left, {"a": {"card0_gib": 4.0, "memory": 2.0 * GIB}})
+    assert [(item.size, item.gib) for item in cards] == [(8, 5.0), (12, 12.0)]
+    assert nodes["a"].host_gib == 22.0
 
 
 def test_a_cluster_that_announces_no_card_is_told_how() -> None:
     with pytest.raises(UserError, match=r"ray start .*card0_gib"):
-        cluster_cards([{"NodeID": "a", "NodeManagerHostname": "a", "Alive": True, "Resources": {"CPU": 2.0}}])
+        cluster_cards([{**node("a"), "Resources": {"CPU": 2.0}}], {}, {})
 
 
-def test_the_widest_job_goes_first_and_narrower_ones_fill_up() -> None:
-    free = [card("a", 0), card("a", 1), card("a", 2)]
-    placed = place([("narrow1", 1), ("narrow2", 1), ("wide", 2)], free)
-    assert [(item.job, len(item.cards)) for item in placed] == [("wide", 2), ("narrow1", 1)]
-    used = [item for placement in placed for item in placement.cards]
-    assert len(set(used)) == len(used) == 3
+def test_small_jobs_share_a_card_only_where_none_is_idle() -> None:
+    planner = scheduler([card("a", 0), card("b", 0)])
+    for name in "xyz":
+        planner.submit(Request(job=name, card_gib=3.0))
+    placed = started(planner.start(0.0))
+    assert placed == {"x": ["a:0"], "y": ["b:0"], "z": ["a:0"]}
 
 
-def test_a_job_gets_cards_of_one_size_on_one_node_before_it_spans_nodes() -> None:
-    free = [card("a", 0), card("b", 0), card("b", 1, 24.0), card("c", 0, 24.0), card("c", 1, 24.0)]
-    assert choose_cards(2, free) == [free[3], free[4]]
-    assert choose_cards(2, free[:3]) == [free[0], free[1]]
-    assert choose_cards(2, free[1:3]) == []
+def test_a_card_is_shared_by_no_more_ranks_than_its_node_has_cores() -> None:
+    planner = scheduler([card("a", 0)], cores=2)
+    for name in "xyz":
+        planner.submit(Request(job=name, card_gib=1.0))
+    assert len(planner.start(0.0)) == 2
+
+
+def test_host_memory_admits_too() -> None:
+    planner = scheduler([card("a", 0), card("a", 1)], host_gib=10.0)
+    for name in "xy":
+        planner.submit(Request(job=name, card_gib=1.0, host_gib=6.0))
+    assert list(started(planner.start(0.0))) == ["x"]
+    planner.end("x")
+    assert list(started(planner.start(1.0))) == ["y"]
+
+
+def test_a_job_gets_equal_cards_on_one_node_before_it_spans_nodes() -> None:
+    cards = [card("a", 0), card("b", 0), card("b", 1, 24), card("c", 0, 24), card("c", 1, 24)]
+    two = Request(job="two", num_ranks=2, card_gib=4.0)
+
+    def find(some: list[Card]) -> list[str]:
+        return [item.label for item in Board(some, nodes_of(some)).find(two)]
+
+    assert find(cards) == ["c:0", "c:1"]
+    assert find(cards[:3]) == ["a:0", "b:0"]
+    assert find(cards[1:3]) == []
 
 
 def test_a_narrow_job_leaves_the_large_card_free() -> None:
-    assert choose_cards(1, [card("a", 0, 24.0), card("b", 0, 8.0)]) == [card("b", 0, 8.0)]
+    cards = [card("a", 0, 24), card("b", 0, 8)]
+    assert Board(cards, nodes_of(cards)).find(Request(job="x", card_gib=4.0)) == (cards[1],)
 
 
-def test_a_job_wider_than_all_cards_is_refused_with_its_name() -> None:
-    with pytest.raises(UserError, match=r"job big: num_ranks is 3"):
-        refuse_too_wide([("small", 2), ("big", 3)], [card("a", 0), card("a", 1)])
+def test_priority_then_the_choosy_then_the_longest() -> None:
+    planner = scheduler([card("a", 0, 8), card("b", 0, 12)], cores=1)
+    requests = [("short", 8.0, 1.0, 0), ("long", 8.0, 1.2, 0), ("large", 10.0, 1.0, 0), ("urgent", 8.0, 1.0, 1)]
+    for name, gib, seconds, priority in requests:
+        planner.submit(Request(job=name, card_gib=gib, seconds=seconds, priority=priority))
+    assert started(planner.start(0.0)) == {"urgent": ["a:0"], "large": ["b:0"]}
+    planner.end("urgent")
+    assert list(started(planner.start(1.0))) == ["long"]
+
+
+def test_a_wide_job_is_not_starved_by_small_ones_but_they_fill_its_waiting_time() -> None:
+    planner = scheduler([card("a", 0, 8)])
+    for name, gib, seconds in (("first", 5.0, 100.0), ("wide", 8.0, 300.0)):
+        planner.submit(Request(job=name, card_gib=gib, seconds=seconds))
+        planner.start(0.0)
+    planner.submit(Request(job="short", card_gib=3.0, seconds=90.0))
+    planner.submit(Request(job="late", card_gib=2.0, seconds=200.0))
+    assert list(started(planner.start(0.0))) == ["short"]
+    planner.end("short")
+    assert planner.start(90.0) == []
+    planner.end("first")
+    assert list(started(planner.start(100.0))) == ["wide"]
+
+
+def test_jobs_move_on_when_a_card_goes_and_when_one_appears() -> None:
+    a, b = card("a", 0), card("b", 0)
+    planner = scheduler([a])
+    planner.submit(Request(job="x", card_gib=6.0))
+    planner.submit(Request(job="y", card_gib=6.0))
+    assert list(started(planner.start(0.0))) == ["x"]
+    planner.update([a, b], nodes_of([a, b]))
+    assert started(planner.start(1.0)) == {"y": ["b:0"]}
+    planner.update([b], nodes_of([b]))
+    planner.end("x")  # its card is gone
+    planner.submit(Request(job="x", card_gib=6.0))
+    assert planner.start(2.0) == []
+    planner.end("y")
+    assert started(planner.start(3.0)) == {"x": ["b:0"]}
+
+
+CARDS = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from([8, 12, 24])), min_size=1, max_size=8
+).map(lambda drawn: [card(name, index, size) for index, (name, size) in enumerate(drawn)])  # fmt: skip
+REQUESTS = st.lists(
+    st.builds(
+        lambda ranks, gib, host, seconds, priority: (ranks, gib, host, seconds, priority),
+        st.integers(1, 3), st.floats(0.3, 24.0), st.floats(0.0, 20.0), st.floats(1.0, 100.0), st.integers(0, 2),
+    ),
+    min_size=1, max_size=20,
+)  # fmt: skip
+
+
+def run_all(cards: list[Card], drawn: list[Any], durations: list[float]) -> list[tuple[str, tuple[Card, ...], float]]:
+    """Run the feasible jobs to their ends, which come at other times than expected; return the placements."""
+    nodes = nodes_of(cards, host_gib=30.0, cores=3)
+    planner = Scheduler(cards, nodes)
+    requests = [
+        Request(job=f"j{i}", num_ranks=ranks, card_gib=gib, host_gib=host, seconds=seconds, priority=priority)
+        for i, (ranks, gib, host, seconds, priority) in enumerate(drawn)
+    ]
+    feasible = [request for request in requests if room_for(request, cards, nodes)]
+    for request in feasible:
+        planner.submit(request)
+    log: list[tuple[str, tuple[Card, ...], float]] = []
+    ends: dict[str, float] = {}
+    now = 0.0
+    while True:
+        for placement in planner.start(now):
+            log.append((placement.job, placement.cards, now))
+            ends[placement.job] = now + durations[len(log) % len(durations)]
+            check_room(planner, nodes)
+        if not ends:
+            assert {job for job, *_ in log} == {request.job for request in feasible}
+            assert len(log) == len(feasible)
+            return log
+        job = min(ends, key=lambda name: (ends[name], name))
+        now = ends.pop(job)
+        planner.end(job)
+
+
+def check_room(planner: Scheduler, nodes: dict[str, Node]) -> None:
+    """Count from the placements alone what each card and host holds."""
+    held: dict[Any, float] = defaultdict(float)
+    for placement in planner.running.values():
+        assert len(placement.cards) == placement.request.num_ranks == len({item.key for item in placement.cards})
+        assert len({item.size for item in placement.cards}) == 1
+        for item in placement.cards:
+            held[item.key] += placement.request.card_gib
+            held[item.node_id] += placement.request.host_gib
+            assert held[item.key] <= item.gib + 1e-6
+            assert held[item.node_id] <= nodes[item.node_id].host_gib + 1e-6
+
+
+@settings(max_examples=150, deadline=None)
+@given(cards=CARDS, drawn=REQUESTS, durations=st.lists(st.floats(0.5, 150.0), min_size=1, max_size=7))
+def test_nothing_is_over_booked_all_that_fits_runs_and_the_same_again(
+    cards: list[Card], drawn: list[Any], durations: list[float]
+) -> None:
+    assert run_all(cards, drawn, durations) == run_all(cards, drawn, durations)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cards=CARDS, ranks=st.integers(1, 4), gib=st.floats(0.1, 30.0))
+def test_room_is_found_exactly_where_enough_equal_cards_are_large_enough(
+    cards: list[Card], ranks: int, gib: float
+) -> None:
+    sizes = [item.size for item in cards]
+    expected = any(size >= gib and sizes.count(size) >= ranks for size in set(sizes))
+    found = Board(cards, nodes_of(cards, cores=99, host_gib=math.inf)).find(
+        Request(job="x", num_ranks=ranks, card_gib=gib)
+    )
+    assert bool(found) == expected
+
+
+def test_all_orders_of_submission_place_as_much() -> None:
+    cards = [card("a", 0, 8), card("a", 1, 12)]
+    jobs = [Request(job="p", card_gib=8.0), Request(job="q", card_gib=12.0), Request(job="r", card_gib=4.0)]
+    for order in itertools.permutations(jobs):
+        planner = scheduler(cards)
+        for request in order:
+            planner.submit(request)
+        assert {placement.job for placement in planner.start(0.0)} == {"p", "q"}

@@ -2,22 +2,26 @@
 
     python -m training.forecast < requests > answers        # one JSON a line
 
-A request is {"spec": JobSpec.to_dict(), "on_card": bool}; an answer {"ok": True, "estimate": MemoryEstimate as a dict}
-or {"ok": False, "error": text}. Data and tokenizer are read, for the lengths of the texts, and config.json; no weights.
+A request is {"spec": JobSpec.to_dict(), "on_card": bool}; an answer {"ok": True, "estimate": MemoryEstimate as a dict,
+"work": Work as one} or {"ok": False, "error": text}. Data and tokenizer are read, for the lengths of the texts, and
+config.json; no weights.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from training.batches import steps_per_epoch
 from training.errors import UserError
 from training.forecast.estimate import forecast, shape_of
-from training.forecast.memory_estimate import MemoryEstimate
+from training.forecast.memory_estimate import MemoryEstimate, Work
 from training.parse import build
 from training.spec import DataSpec, JobSpec
 
@@ -37,15 +41,16 @@ def main() -> int:
         request = json.loads(line)
         try:
             spec = build(JobSpec, request["spec"], "request")
-            answer: dict[str, Any] = {"ok": True, "estimate": asdict(estimate(spec, on_card=request["on_card"]))}
+            memory, work = estimate(spec, on_card=request["on_card"])
+            answer: dict[str, Any] = {"ok": True, "estimate": asdict(memory), "work": asdict(work)}
         except UserError as error:
             answer = {"ok": False, "error": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
-def estimate(spec: JobSpec, *, on_card: bool) -> MemoryEstimate:
-    """Return the forecast of a job on the data and the model it names."""
+def estimate(spec: JobSpec, *, on_card: bool) -> tuple[MemoryEstimate, Work]:
+    """Return the forecast of a job on the data and the model it names, and the work it is."""
     import torch
 
     from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
@@ -68,7 +73,35 @@ def estimate(spec: JobSpec, *, on_card: bool) -> MemoryEstimate:
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
-    return forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+    memory = forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+    return memory, work_of(spec, base_parameters(json.dumps(config.to_dict(), sort_keys=True)), lengths)
+
+
+def work_of(spec: JobSpec, parameters: int, lengths: Mapping[str, Sequence[int]]) -> Work:
+    """Return the work of a job on texts of these many tokens; `lengths` holds train, validation and maybe test."""
+    training = spec.training
+    global_batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.num_ranks
+    an_epoch = steps_per_epoch(len(lengths["train"]), global_batch_size)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * an_epoch)
+    evaluations = 1 + math.ceil(steps / an_epoch)  # the first is of the untrained model
+    return Work(
+        parameters=parameters,
+        tokens=round(sum(lengths["train"]) * steps / an_epoch),
+        evaluated_tokens=evaluations * sum(lengths["validation"]) + sum(lengths.get("test", ())),
+        steps=steps,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def base_parameters(config: str) -> int:
+    """Return the weights of a model without its embeddings; `config` is its config.json."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**json.loads(config)))
+    weights = sum(int(parameter.numel()) for parameter in model.parameters())
+    return weights - int(model.get_input_embeddings().weight.numel())
 
 
 @functools.lru_cache(maxsize=4)

@@ -18,13 +18,11 @@ from typing import Any
 from training import __version__
 from training.batches import cut_batch
 from training.cache import cached
-from training.forecast.memory_estimate import SAFETY_MARGIN, Bytes, MemoryEstimate
+from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate
 from training.spec import JobSpec
 
 MIB = 1 << 20
 
-CUDA_CONTEXT = 500 * MIB
-"""CUDA's own memory in a process, with the kernels of PyTorch, bitsandbytes and cuBLAS loaded."""
 CUBLAS_WORKSPACE = 33 * MIB
 """PyTorch's cuBLAS workspaces (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8, and 32 MiB for cuBLASLt)."""
 NCCL_BUFFERS = 400 * MIB

@@ -1,4 +1,4 @@
-"""What a forecast says: the peak memory of one rank, by cause. Light, since the launcher reads it."""
+"""What a forecast says: a rank's peak memory, by cause, and the work of the job. Light, since the launcher reads it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 SAFETY_MARGIN = 0.03
 """Share by which a forecast of tensors may be too low; it is added."""
+
+CUDA_CONTEXT = 500 << 20
+"""Bytes of CUDA's own memory in a process, with the kernels of PyTorch, bitsandbytes and cuBLAS loaded."""
 
 Bytes = dict[str, int]
 """Cause -> bytes."""
@@ -34,3 +37,32 @@ class MemoryEstimate:
     def host_bytes(self) -> int:
         """All of the host memory that the rank needs."""
         return sum(self.host.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a job computes, however it is cut over ranks and micro-batches."""
+
+    parameters: int
+    """Weights each token is multiplied with: those of the base without its embeddings."""
+    tokens: int
+    """Trained on, over all epochs."""
+    evaluated_tokens: int
+    """Of validation, after each epoch, and of test."""
+    steps: int
+    """Of the optimizer."""
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions. A token takes two a weight in forward, as many for the gradients of what flows
+        back through frozen weights (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, less the weights' gradients).
+        """
+        return self.parameters * (4 * self.tokens + 2 * self.evaluated_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobForecast:
+    """What is known of a job before it runs."""
+
+    memory: MemoryEstimate
+    work: Work

@@ -1,0 +1,141 @@
+"""What is free: the memory of each card, and host memory and cores of each node. No clock, no Ray."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.cards import Card, CardKey, Node
+
+TOLERANCE = 1e-6
+"""GiB; sums of floats differ by less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a job asks for. Its ranks are alike: DeepSpeed gives all of them equal work."""
+
+    job: str
+    num_ranks: int = 1
+    card_gib: float
+    """Of a card's memory, a rank."""
+    host_gib: float = 0.0
+    """Of its node's memory, a rank."""
+    seconds: float = 1.0
+    """Expected."""
+    priority: int = 0
+    """Higher goes first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """A job and the card of each of its ranks, in the order of the ranks."""
+
+    request: Request
+    cards: tuple[Card, ...]
+
+    @property
+    def job(self) -> str:
+        """Name of the job."""
+        return self.request.job
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        return {
+            "cards": [card.label for card in self.cards],
+            "card_gib": self.request.card_gib,
+            "host_gib": self.request.host_gib,
+        }
+
+
+class Board:
+    """Free memory by card and node. Cards of one announced size are equal; jobs of several ranks get equal ones."""
+
+    def __init__(self, cards: Iterable[Card], nodes: Mapping[str, Node]) -> None:
+        self.cards = {card.key: card for card in cards}
+        self.free_gib = {key: card.gib for key, card in self.cards.items()}
+        self.total_gib = self.total_free_gib = sum(self.free_gib.values())
+        self.num_jobs = dict.fromkeys(self.cards, 0)
+        self.free_host_gib = {node_id: node.host_gib for node_id, node in nodes.items()}
+        # A card may always hold one rank; each rank more needs a core.
+        per_node = Counter(node_id for node_id, _ in self.cards)
+        self.free_ranks = {node_id: max(per_node[node_id], node.cores) for node_id, node in nodes.items()}
+        self.by_size: dict[int, list[tuple[float, CardKey]]] = defaultdict(list)
+        """Announced size -> (free GiB, key) of its cards, the least free first."""
+        for key, card in self.cards.items():
+            insort(self.by_size[card.size], (card.gib, key))
+
+    def take(self, placement: Placement) -> None:
+        """Book a job."""
+        self._book(placement, sign=1)
+
+    def give(self, placement: Placement) -> None:
+        """Free what a job had."""
+        self._book(placement, sign=-1)
+
+    def _book(self, placement: Placement, *, sign: int) -> None:
+        for key in (card.key for card in placement.cards):
+            if key not in self.cards:  # it has gone from the cluster since
+                continue
+            order = self.by_size[self.cards[key].size]
+            del order[bisect_left(order, (self.free_gib[key], key))]
+            self.free_gib[key] -= sign * placement.request.card_gib
+            insort(order, (self.free_gib[key], key))
+            self.total_free_gib -= sign * placement.request.card_gib
+            self.num_jobs[key] += sign
+            self.free_host_gib[key[0]] -= sign * placement.request.host_gib
+            self.free_ranks[key[0]] -= sign
+
+    def find(
+        self, request: Request, allowed: Callable[[CardKey], bool] | None = None, *, tight: bool = False
+    ) -> tuple[Card, ...]:
+        """Return a card for each rank, or none where there is no room now, on those cards that are `allowed`.
+
+        Equal cards, on one node if it can be. Of several choices those with the fewest jobs, and then the smallest,
+        so that large cards stay free for who needs them; where it is to be `tight`, those that have the least to spare.
+        """
+        choices: list[tuple[tuple[float, ...], list[CardKey]]] = []
+        for size, order in self.by_size.items():
+            first = bisect_left(order, (request.card_gib - TOLERANCE, ("", -1)))
+            if len(order) - first < request.num_ranks:
+                continue
+            fitting = [key for _, key in order[first:] if self._ranks_on(key[0], request)]
+            fitting = [key for key in fitting if allowed(key)] if allowed else fitting
+            keys = self._choose(sorted(fitting, key=self._tightness if tight else self._preference), request)
+            if keys:
+                spans, spare = len({key[0] for key in keys}), sum(self.free_gib[key] for key in keys)
+                busiest = max(self.num_jobs[key] for key in keys)
+                choices.append(((spans, spare) if tight else (spans, busiest, size, spare), keys))
+        return tuple(self.cards[key] for key in min(choices)[1]) if choices else ()
+
+    def _choose(self, fitting: Sequence[CardKey], request: Request) -> list[CardKey]:
+        """Return cards of these equal ones, the best first, which all have room for a rank; none where too few have."""
+        if request.num_ranks == 1:
+            return list(fitting[:1])
+        by_node: dict[str, list[CardKey]] = defaultdict(list)
+        for key in fitting:
+            if len(by_node[key[0]]) < self._ranks_on(key[0], request):
+                by_node[key[0]].append(key)
+        whole = [keys for keys in by_node.values() if len(keys) >= request.num_ranks]
+        if whole:
+            # The node with the fewest to spare: whole nodes stay free for wide jobs.
+            return min(whole, key=lambda keys: (len(keys), keys))[: request.num_ranks]
+        # Fullest nodes first: the fewer hosts a job spans, the less goes over the network.
+        flat = [key for keys in sorted(by_node.values(), key=lambda keys: (-len(keys), keys)) for key in keys]
+        return flat[: request.num_ranks] if len(flat) >= request.num_ranks else []
+
+    def _ranks_on(self, node_id: str, request: Request) -> int:
+        """Return how many ranks of a job a node has memory and cores for."""
+        ranks = self.free_ranks[node_id]
+        if request.host_gib > TOLERANCE:
+            ranks = min(ranks, int((self.free_host_gib[node_id] + TOLERANCE) / request.host_gib))
+        return max(0, ranks)
+
+    def _preference(self, key: CardKey) -> tuple[int, float, CardKey]:
+        return (self.num_jobs[key], self.free_gib[key], key)
+
+    def _tightness(self, key: CardKey) -> tuple[float, CardKey]:
+        return (self.free_gib[key], key)

@@ -1,0 +1,120 @@
+"""What happens before jobs start: data and models checked and made once, baselines, and how much memory jobs need."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launcher.cluster import Cluster
+from launcher.expand import StudyJob
+from launcher.folder import StudyFolder, data_key
+from launcher.forecast import Forecast, Forecaster
+from launcher.state import JobState
+from launcher.worker import Outcome, compute_baselines, prepare_jobs
+from training.errors import ShoalError
+
+Fail = Callable[[StudyJob, str, str], None]
+"""Told of a job that cannot run: the job, the message, the end of a log."""
+
+
+class Preparation:
+    """Prepares the jobs of a study; `ready` returns those that may start."""
+
+    def __init__(
+        self, cluster: Cluster, folder: StudyFolder, states: dict[str, JobState], inbox: Any,
+        say: Callable[[str], None], fail: Fail,
+    ) -> None:  # fmt: skip
+        self.cluster, self.folder, self.states, self.inbox = cluster, folder, states, inbox
+        self.say, self.fail = say, fail
+        self.preparing: dict[Any, list[list[StudyJob]]] = {}
+        self.baselines: dict[Any, str] = {}
+        self.prepared: list[StudyJob] = []
+        self.forecaster: Forecaster | None = None
+        self.forecasts: dict[str, Forecast] = {}
+
+    def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
+        """Start with `jobs`, and with the baselines of the data of `all_jobs` that are missing."""
+        if jobs:
+            self.forecaster = Forecaster(jobs, on_card=self.cluster.on_card)
+        self._prepare(jobs)
+        known = self.folder.read_baselines()
+        prepared = {data_key(job) for job in jobs}
+        for key, job in {data_key(job): job for job in all_jobs}.items():
+            if key not in known and key not in prepared:
+                self._start_baselines(job)
+
+    @property
+    def refs(self) -> list[Any]:
+        """Return what is to be waited for."""
+        return [*self.preparing, *self.baselines]
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is left to come."""
+        return bool(self.preparing or self.baselines or self.prepared)
+
+    def take(self, ref: Any, outcome: Outcome) -> bool:
+        """Deal with one of `refs` that has become ready; False where it is none."""
+        if ref in self.preparing:
+            self._take_prepared(self.preparing.pop(ref), outcome)
+        elif ref in self.baselines:
+            self._take_baselines(self.baselines.pop(ref), outcome)
+        else:
+            return False
+        return True
+
+    def ready(self) -> list[tuple[StudyJob, Forecast]]:
+        """Return the jobs that have become ready, with what they need."""
+        if self.forecaster is not None:
+            self.forecasts |= self.forecaster.take()
+        ready = [(job, self.forecasts[job.name]) for job in self.prepared if job.name in self.forecasts]
+        for job, forecast in ready:
+            self.prepared.remove(job)
+            if isinstance(forecast, ShoalError):
+                self.say(f"{job.name}: {forecast} It gets whole cards.")
+        return ready
+
+    def _prepare(self, jobs: Sequence[StudyJob]) -> None:
+        """Start one task for each distinct data; jobs wait for theirs."""
+        groups: dict[str, dict[str, list[StudyJob]]] = defaultdict(lambda: defaultdict(list))
+        for job in jobs:
+            settings = {**job.spec.to_dict(), "lora": None, "seed": None, "name": None, "output_dir": None}
+            same = json.dumps(settings, sort_keys=True)
+            groups[data_key(job)][same].append(job)
+        for group in groups.values():
+            alike = list(group.values())
+            specs = [(same[0].spec, _deepspeed_source(same[0])) for same in alike]
+            for first, *_ in alike:
+                self.states[first.name].status = "preparing"  # the others like it wait for it
+            self.preparing[self.cluster.task(prepare_jobs, specs, self.inbox)] = alike
+
+    def _start_baselines(self, job: StudyJob) -> None:
+        self.baselines[self.cluster.task(compute_baselines, job.spec)] = data_key(job)
+
+    def _take_prepared(self, groups: list[list[StudyJob]], outcomes: Outcome) -> None:
+        """Let the jobs go whose preparation worked; the others have failed."""
+        answers = outcomes["result"] if outcomes["ok"] else [outcomes] * len(groups)
+        for jobs, outcome in zip(groups, answers, strict=True):
+            for job in jobs:
+                if outcome["ok"]:
+                    self.states[job.name].status = "waiting"
+                    self.prepared.append(job)
+                else:
+                    self.fail(job, outcome["error"], outcome.get("log_tail", ""))
+        good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if outcome["ok"]]
+        if good and data_key(good[0]) not in self.folder.read_baselines():
+            self._start_baselines(good[0])
+
+    def _take_baselines(self, key: str, outcome: Outcome) -> None:
+        """Keep the baselines of one data."""
+        if outcome["ok"]:
+            self.folder.write_baselines({**self.folder.read_baselines(), key: outcome["result"]})
+        else:
+            self.say(f"the baseline could not be computed: {outcome['error']}")
+
+
+def _deepspeed_source(job: StudyJob) -> str:
+    """Return how messages name the job's DeepSpeed settings."""
+    return job.written.deepspeed if isinstance(job.written.deepspeed, str) else "deepspeed"

@@ -1,0 +1,71 @@
+"""A job on its cards: its ranks as Ray actors, and what their ends say of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.board import Placement
+from launcher.cluster import Cluster
+from launcher.expand import StudyJob
+from launcher.worker import Outcome, RankActor, RunJob
+
+
+@dataclass(kw_only=True, eq=False)
+class RunningJob:
+    """A job on its cards, or waiting for Ray to reserve them."""
+
+    job: StudyJob
+    placement: Placement
+    workdir: str
+    group: Any
+    """Ray's placement group, which holds the job's part of the cards."""
+    reservation: Any
+    """Ready once it does."""
+    give_up_at: float
+    """When to stop waiting for that."""
+    actors: list[Any] = field(default_factory=list)
+    refs: list[Any] = field(default_factory=list)
+    """Of each rank's outcome, in rank order."""
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """Rank -> how it ended, for those that have."""
+
+    def open_refs(self) -> list[Any]:
+        """Return the references of the ranks that have not ended."""
+        return [ref for rank, ref in enumerate(self.refs) if rank not in self.outcomes]
+
+
+def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJob | None) -> None:
+    """Start the actors of a job, one a rank."""
+    placement = running.placement
+    nodes = [card.node_id for card in placement.cards]
+    one_node = len(set(nodes)) == 1
+    address = None
+    for rank, card in enumerate(placement.cards):
+        actor = cluster.rank_actor(
+            RankActor, running.workdir, rank, placement=placement, group=running.group, rank=rank
+        )
+        address = actor.address.remote(one_node) if address is None else address
+        ranks = {
+            "rank": rank,
+            "world_size": len(nodes),
+            "local_rank": nodes[:rank].count(card.node_id),
+            "local_world_size": nodes.count(card.node_id),
+            "num_threads": card.num_threads,
+            "card_gib": placement.request.card_gib,
+        }
+        running.actors.append(actor)
+        running.refs.append(actor.run.remote(running.job.spec, ranks, address, inbox, run_job))
+
+
+def failure_of(running: RunningJob) -> tuple[str, str] | None:
+    """Return why a job that has ended failed, and the end of the log; None where it ended well."""
+    failed = [(rank, answer) for rank, answer in sorted(running.outcomes.items()) if not answer["ok"]]
+    if failed:
+        # A user's mistake says most, then a rank that was killed; what the others met is its consequence.
+        rank, answer = min(failed, key=lambda item: (not item[1].get("is_user_error"), not item[1].get("died")))
+        prefix = "" if answer.get("is_user_error") or len(running.refs) == 1 else f"rank {rank}: "
+        return prefix + answer["error"], answer["log_tail"]
+    if running.outcomes.get(0, {}).get("result") is None:
+        return "rank 0 ended without a result", running.outcomes[0]["log_tail"]
+    return None
