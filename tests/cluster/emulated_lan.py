@@ -28,10 +28,9 @@ ip link add lan type bridge
 ip address add {network}.1/24 dev lan
 ip link set lan up
 touch {folder}/ready
-sleep infinity &
-wait
+read -r _ || true
 """
-"""The user's own PC, at the bridge's address. Bash stays, to reap what others leave behind."""
+"""The user's own PC, at the bridge's address. It ends with its input, which ends with the tests, killed or not."""
 
 HOST = """
 set -e
@@ -104,7 +103,7 @@ class Lan:
         for name in ("key", "host_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / name], check=True)
         command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c"]
-        outer = self._start([*command, OUTER.format(network=NETWORK, folder=self.folder)])
+        outer = self._start([*command, OUTER.format(network=NETWORK, folder=self.folder)], stdin=subprocess.PIPE)
         self.first = _only_child(outer.pid)
         _wait_for(lambda: (self.folder / "ready").exists(), outer, "the network")
         return self
@@ -114,6 +113,8 @@ class Lan:
             process.kill()
         for process in self.processes:
             process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
     def add(self, name: str, profile: Mapping[str, str]) -> str:
         """Start a PC whose ~/.profile sets these variables; return its address."""
@@ -166,9 +167,9 @@ class Lan:
     def _inside(self, cwd: Path = CHECKOUT) -> list[str]:
         return ["nsenter", f"--target={self.first}", "--net", "--mount", "--pid", f"--wd={cwd}", "--"]
 
-    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, command: list[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         with (self.folder / "hosts.log").open("ab") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment())
+            process = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, env=environment())
         self.processes.append(process)
         return process
 
