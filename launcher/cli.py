@@ -28,6 +28,9 @@ from training.errors import (
     describe_os_error,
 )
 
+VIRTUAL_CARDS = "SHOAL_CARDS_GIB"
+"""Environment variable: the sizes in GiB of a cluster node's virtual cards, e.g. "8,12"."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
@@ -81,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     merge.set_defaults(command=_merge)
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
-    cards.add_argument("--gib", type=_sizes, metavar="GIB,...", help="virtual cards to announce where there is no GPU")
+    # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
+    cards.add_argument(
+        "--gib", type=_whole_sizes, metavar="GIB,...", default=os.environ.get(VIRTUAL_CARDS) or [],
+        help=f"virtual cards to announce where there is no GPU (default: ${VIRTUAL_CARDS}, else none)",
+    )  # fmt: skip
     cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     return parser
@@ -95,6 +102,14 @@ def _sizes(text: str) -> list[float]:
         sizes = []
     if not sizes or not all(0 < size < float("inf") for size in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of card sizes in GiB, such as 8,12,12")
+    return sizes
+
+
+def _whole_sizes(text: str) -> list[float]:
+    """Read "8,12,24" for Ray, which takes whole numbers alone."""
+    sizes = _sizes(text)
+    if any(size % 1 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} holds a part of a GiB. Give whole GiB, such as 8,12")
     return sizes
 
 

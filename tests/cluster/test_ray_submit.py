@@ -1,0 +1,165 @@
+"""`ray submit` with the shipped cluster.yaml over real SSH, to a head without cards and two PCs with virtual ones."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from emulated_lan import CHECKOUT, Lan, install_shoal, why_not
+from small_material import write_corpus, write_tiny_model
+
+REASON = why_not()
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+RAY = Path(sys.prefix) / "bin" / "ray"
+CLUSTER = "cluster/cluster.yaml"
+SUBMIT = "ray submit cluster/cluster.yaml launcher/launch.py -- studies/demo.yaml"
+MOUNTED = [*yaml.safe_load((CHECKOUT / CLUSTER).read_text(encoding="utf-8"))["file_mounts"].values(), "cluster"]
+README = (CHECKOUT / "cluster" / "README.md").read_text(encoding="utf-8")
+CARDS_GIB = {"head": None, "worker1": "8", "worker2": "12,8"}
+"""The two cards of one size, which a job of two ranks needs, are in two PCs."""
+
+STUDY = """
+name: lan
+model: {model_name_or_path: data/tiny}
+data: {train_file: data/train.jsonl, test_file: data/test.jsonl, max_seq_length: 32}
+training: {per_device_train_batch_size: 8, learning_rate: 1.0e-2, max_steps: 4}
+sweep:
+  jobs:
+    - {name: one, deepspeed: ds_configs/zero0.json}
+    - {name: wide, deepspeed: ds_configs/zero3.json, num_ranks: 2}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """Who sits at a PC of their own, in a checkout whose cluster.yaml they have filled in."""
+
+    lan: Lan
+    checkout: Path
+
+    def ray(self, command: str, study: str = "studies/lan.yaml", ok: bool = True) -> str:
+        """Run a command of cluster/README.md with another study; return what it prints."""
+        assert command in README
+        words = shlex.split(re.sub(r"studies/\w+\.yaml", study, command))
+        run = self.lan.run(RAY, *words[1:], cwd=self.checkout)
+        assert (run.returncode == 0) is ok, run.stdout[-12000:]
+        return run.stdout
+
+    def on_head(self, command: str) -> str:
+        """Run a command on the head, as its owner would; return what it prints."""
+        run = self.lan.ssh("head", f"bash --login -c -i '{command}'")
+        assert run.returncode == 0, run.stdout[-12000:]
+        return run.stdout
+
+    def report(self) -> dict[str, Any]:
+        """Return the study's report as it lies on the head."""
+        path = self.lan.folder / "head" / "home" / "shoal" / "outputs" / "lan" / "report.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def results(self) -> dict[str, int]:
+        """Return when each result on the head was written."""
+        jobs = self.lan.folder / "head" / "home" / "shoal" / "outputs" / "lan" / "jobs"
+        return {path.parent.name: path.stat().st_mtime_ns for path in jobs.glob("*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """A user whose cluster has started and run the study."""
+    folder = tmp_path_factory.mktemp("lan")
+    with Lan(folder / "pcs") as lan:
+        for name, cards in CARDS_GIB.items():
+            install_shoal(lan.folder / name / "home", lan.home)
+            lan.add(name, {} if cards is None else {"SHOAL_CARDS_GIB": cards})
+        someone = User(lan=lan, checkout=folder / "checkout")
+        lay_checkout(someone)
+        someone.ray("ray submit --start cluster/cluster.yaml launcher/launch.py -- studies/demo.yaml")
+        yield someone
+
+
+def lay_checkout(user: User) -> None:
+    """Copy the checkout, fill in the blanks of its cluster.yaml, and lay a study, its model and its data in it."""
+    user.checkout.mkdir()
+    for name in MOUNTED:
+        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy2
+        copy(CHECKOUT / name, user.checkout / name)
+    data = user.checkout / "data"
+    data.mkdir()
+    write_tiny_model(data / "tiny")
+    write_corpus(data / "train.jsonl", 96, seed=1)
+    write_corpus(data / "test.jsonl", 30, seed=2)
+    (user.checkout / "studies" / "lan.yaml").write_text(STUDY)
+    path = user.checkout / CLUSTER
+    text = path.read_text(encoding="utf-8")
+    head, *workers = user.lan.addresses.values()
+    for blank, value in (
+        ("head_ip: HEAD ", f"head_ip: {head} "),
+        ("[WORKER1, WORKER2]", json.dumps(workers)),
+        ("ssh_user: USER ", "ssh_user: root "),
+        ("~/.ssh/id_ed25519", str(user.lan.key)),
+        ("# ~/shoal/data: data", "~/shoal/data: data"),
+    ):
+        assert text.count(blank) == 1
+        text = text.replace(blank, value)
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_study_is_done_on_the_workers(user: User) -> None:
+    jobs = {job["name"]: job for job in user.report()["jobs"]}
+    assert {name: job["status"] for name, job in jobs.items()} == {"one": "succeeded", "wide": "succeeded"}
+    assert jobs["wide"]["num_ranks"] == 2
+    assert all(job["train"]["steps"] == 4 for job in jobs.values())
+    wide = user.lan.folder / "head/home/shoal/outputs/lan/jobs/wide"
+    assert {"rank0.log", "rank1.log"} <= {path.name for path in wide.iterdir()}
+    nodes = user.ray("ray exec cluster/cluster.yaml 'ray status'")
+    assert {"card0_gib", "card1_gib"} == set(re.findall(r"card\d+_gib", nodes))
+    assert "20.0 card0_gib" in nodes and "8.0 card1_gib" in nodes  # 8 + 12 and 8; the head announces none
+
+
+def test_the_token_is_everywhere_and_only_its_owners(user: User) -> None:
+    tokens = [user.lan.folder / name / "home/.ray/auth_token" for name in CARDS_GIB]
+    assert len({token.read_text() for token in tokens}) == 1
+    assert [token.stat().st_mode & 0o777 for token in tokens] == [0o600] * 3
+    listening = user.on_head("ss -ltn")
+    assert "127.0.0.1:8265" in listening and "0.0.0.0:8265" not in listening
+
+
+def test_results_are_fetched(user: User) -> None:
+    user.ray("ray rsync-down cluster/cluster.yaml '~/shoal/outputs' .")
+    assert (user.checkout / "outputs/lan/report.md").read_text(encoding="utf-8")
+
+
+def test_other_ways_in_repeat_nothing(user: User) -> None:
+    before = user.results()
+    assert set(before) == {"one", "wide"}
+    assert "Report:" in user.ray(SUBMIT)
+    assert "Report:" in user.on_head("cd ~/shoal && shoal run --address auto studies/lan.yaml")
+    assert user.results() == before
+
+
+def test_a_ray_job_leaves_its_results_in_the_heads_checkout(user: User) -> None:
+    study = user.checkout / "studies" / "job.yaml"
+    study.write_text(STUDY.replace("name: lan", "name: job").split("    - {name: wide")[0])
+    user.ray("ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'", "studies/job.yaml")
+    user.on_head("cd ~/shoal && ray job submit --working-dir . -- python launcher/launch.py studies/job.yaml")
+    report = user.lan.folder / "head/home/shoal/outputs/job/report.json"
+    assert {job["status"] for job in json.loads(report.read_text())["jobs"]} == {"succeeded"}
+
+
+def test_what_cannot_run_says_how_to_mend_it(user: User) -> None:
+    said = user.ray(SUBMIT, "studies/mine.yaml", ok=False)
+    assert "ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'" in said
+    launch = user.checkout / "launcher" / "launch.py"
+    launch.write_text(re.sub('^VERSION = ".*"', 'VERSION = "99.0"', launch.read_text(), flags=re.MULTILINE))
+    said = user.ray(SUBMIT, ok=False)
+    assert "what was submitted is Shoal 99.0" in said and "ray submit --start" in said
+    assert "Traceback" not in said
