@@ -1,0 +1,246 @@
+"""Is the setting that the planner picks the fastest? Every setting of a grid is measured, and its costs are fitted.
+
+    python benchmarks/planner.py                # about 15 minutes; writes benchmarks/results/planner.*
+
+Trains a random LLaMA for a few steps under each combination of precision, DeepSpeed file, gradient checkpointing and
+micro-batch, one rank and two, with `training/main.py`. `launcher.cost` says what a job does under each; what one of
+each costs is fitted (non-negative least squares, SciPy) to every other cell, and the pick is checked on all of them:
+for each precision, whatever part of the grid fits a card, the cell with the least expected time against the fastest.
+
+Exit status 1 where a pick is more than 10 % slower than the best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.word_tokenizer import save_word_tokenizer  # noqa: E402
+from launcher.cost import Amounts, Costs, amounts  # noqa: E402
+from training.forecast.memory_estimate import Work  # noqa: E402
+from training.ranks import free_port  # noqa: E402
+from training.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec  # noqa: E402
+
+FILES = ("zero1", "zero2_offload", "zero3", "zero3_offload_param")
+CUTS = ((16, 1), (4, 4))
+"""Texts of a micro-batch x micro-batches of a step."""
+STEPS, SKIPPED = 9, 3
+MAX_LENGTH = 64
+HIDDEN, LAYERS = 256, 8
+MOST_OVER_BEST = 1.10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One setting of the grid."""
+
+    quantization: str
+    file: str
+    checkpointing: bool
+    per_device: int
+    accumulation: int
+    num_ranks: int
+
+    @property
+    def name(self) -> str:
+        recompute = ", checkpointing" if self.checkpointing else ""
+        sizes = f"{self.per_device} x {self.accumulation}"
+        return f"{self.quantization}, {self.file}, {sizes}, {self.num_ranks} rank(s){recompute}"
+
+
+def grid() -> Iterator[Cell]:
+    for quantization, file, checkpointing, (size, steps) in itertools.product(
+        ("none", "nf4"), FILES, (False, True), CUTS
+    ):
+        yield Cell(
+            quantization=quantization, file=file, checkpointing=checkpointing, per_device=size, accumulation=steps,
+            num_ranks=1,
+        )  # fmt: skip
+    for quantization, file in itertools.product(("none", "nf4"), ("zero1", "zero3")):
+        yield Cell(
+            quantization=quantization, file=file, checkpointing=False, per_device=8, accumulation=1, num_ranks=2
+        )  # fmt: skip
+
+
+def make_material(folder: Path) -> int:
+    """Write model and data; return the weights of the model without its embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = [f"word{number}" for number in range(500)]
+    draw = random.Random(0)
+    for name, rows in (("train", 16 * STEPS), ("validation", 8)):
+        lines = [
+            json.dumps({"text": " ".join(draw.choices(words, k=draw.randint(20, MAX_LENGTH - 2))), "label": row % 2})
+            for row in range(rows)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    save_word_tokenizer(words, folder / "model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=HIDDEN, intermediate_size=704, num_hidden_layers=LAYERS, num_attention_heads=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder / "model")
+    return sum(parameter.numel() for parameter in model.model.layers.parameters())
+
+
+def measure(cell: Cell, material: Path) -> float:
+    """Train a few steps in fresh processes; return the median seconds of a step after the first ones."""
+    with tempfile.TemporaryDirectory() as out:
+        flags = [
+            f"--model_name_or_path={material / 'model'}", f"--train_file={material / 'train.jsonl'}",
+            f"--validation_file={material / 'validation.jsonl'}", f"--max_seq_length={MAX_LENGTH}", "--bf16=false",
+            f"--max_steps={STEPS}", f"--per_device_train_batch_size={cell.per_device}",
+            f"--gradient_accumulation_steps={cell.accumulation}", f"--deepspeed=ds_configs/{cell.file}.json",
+            f"--gradient_checkpointing={str(cell.checkpointing).lower()}", f"--output_dir={out}/job",
+            *(["--load_in_4bit"] if cell.quantization == "nf4" else []),
+        ]  # fmt: skip
+        command = [sys.executable, "training/main.py", *flags]
+        # As on the launcher's virtual cards: a rank has one core.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        if cell.num_ranks > 1:
+            launcher = str(Path(sys.executable).parent / "deepspeed")
+            ports = ["--num_gpus", str(cell.num_ranks), "--master_port", str(free_port())]
+            command = [launcher, *ports, "training/main.py", *flags]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"{cell.name}: {run.stdout[-1000:]}{run.stderr[-2000:]}")
+        lines = (Path(out) / "job" / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [event["time"] for event in map(json.loads, lines) if event["kind"] == "step"]
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(times[SKIPPED - 1 :]))
+
+
+def amounts_of(cell: Cell, parameters: int) -> Amounts:
+    """Return what a rank does in one step of a cell."""
+    spec = JobSpec(
+        model=ModelSpec(quantization=cell.quantization, dtype="fp32"),  # type: ignore[arg-type]
+        data=DataSpec(train_file="train.jsonl", max_seq_length=MAX_LENGTH),
+        training=TrainingSpec(
+            gradient_checkpointing=cell.checkpointing, per_device_train_batch_size=cell.per_device,
+            gradient_accumulation_steps=cell.accumulation,
+        ),
+        num_ranks=cell.num_ranks,
+    )  # fmt: skip
+    tokens = 16 * (20 + MAX_LENGTH) // 2
+    work = Work(parameters=parameters, layers=LAYERS, tokens=tokens, evaluated_tokens=0, steps=1)
+    zero = json.loads((ROOT / f"ds_configs/{cell.file}.json").read_text())["zero_optimization"]
+    return amounts(
+        spec, work, zero["stage"],
+        offloads_optimizer="offload_optimizer" in zero, offloads_base=False,  # all memory is the host's here
+    )  # fmt: skip
+
+
+def fit(cells: Sequence[Cell], seconds: Sequence[float], parameters: int) -> Costs:
+    """Return the costs that give the measured times with the least squared relative error; none is negative."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    rows = np.array([astuple(amounts_of(cell, parameters)) for cell in cells]) / np.array(seconds)[:, None]
+    scale = np.where(rows.max(axis=0) > 0, rows.max(axis=0), 1.0)
+    found, _ = nnls(rows / scale, np.ones(len(cells)))
+    return Costs(**dict(zip([item.name for item in fields(Costs)], (float(x) for x in found / scale), strict=True)))
+
+
+def picks(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield, for each part of the grid that may be all that fits, the pick and the best."""
+    for quantization, files, checkpointing, sizes in itertools.product(
+        ("none", "nf4"),
+        [some for number in range(1, len(FILES) + 1) for some in itertools.combinations(FILES, number)],
+        ((False, True), (True,)),
+        ((16, 8, 4), (4,)),
+    ):
+        part = [
+            row for row in rows
+            if row["cell"]["quantization"] == quantization and row["cell"]["file"] in files
+            and row["cell"]["checkpointing"] in checkpointing and row["cell"]["per_device"] in sizes
+        ]  # fmt: skip
+        pick = min(part, key=lambda row: float(row["expected_seconds"]))
+        best = min(part, key=lambda row: float(row["seconds"]))
+        yield {"pick": pick["name"], "best": best["name"], "ratio": pick["seconds"] / best["seconds"], "of": len(part)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--cells", type=int, help="at most so many cells, for a quick look; nothing is judged")
+    options = parser.parse_args()
+    cells = list(grid())[: options.cells]
+    with tempfile.TemporaryDirectory() as folder:
+        parameters = make_material(Path(folder))
+        seconds = []
+        for number, cell in enumerate(cells, start=1):
+            seconds.append(measure(cell, Path(folder)))
+            print(f"{number}/{len(cells)} {cell.name}: {seconds[-1]:.3f} s a step", flush=True)
+    costs = fit(cells[::2], seconds[::2], parameters)
+    rows = [
+        {"name": cell.name, "cell": asdict(cell), "seconds": measured,
+         "expected_seconds": costs.seconds(amounts_of(cell, parameters))}
+        for cell, measured in zip(cells, seconds, strict=True)
+    ]  # fmt: skip
+    chosen = list(picks(rows)) if options.cells is None else []
+    content = {
+        "date": date.today().isoformat(), "command": "python benchmarks/planner.py", "machine": _machine(),
+        "parameters": parameters, "costs": asdict(costs), "cells": rows, "picks": chosen,
+        "worst_pick": max((pick["ratio"] for pick in chosen), default=None),
+    }  # fmt: skip
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "planner.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (options.output / "planner.md").write_text(_markdown(content), encoding="utf-8")
+    print(json.dumps(content["costs"]), f"worst pick: {content['worst_pick']}")
+    return 0 if not chosen or content["worst_pick"] <= MOST_OVER_BEST else 1
+
+
+def _machine() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    import torch
+
+    return f"{len(names)} cores of {names[0] if names else platform.processor()}, torch {torch.__version__}"
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    lines = [
+        "# The planner's picks against every setting measured", "",
+        "| setting | seconds a step | expected | expected / measured |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for row in content["cells"]:
+        ratio = row["expected_seconds"] / row["seconds"]
+        lines.append(f"| {row['name']} | {row['seconds']:.3f} | {row['expected_seconds']:.3f} | {ratio:.2f} |")
+    if content["picks"]:
+        right = sum(pick["ratio"] == 1.0 for pick in content["picks"])
+        lines += [
+            "",
+            f"Of {len(content['picks'])} parts of the grid (some files, with or without checkpointing, large "
+            f"micro-batches or not: what may be all that fits) the pick was the fastest in {right}; "
+            f"the worst took {content['worst_pick']:.3f} x the time of the best. To reach: 1.10.",
+        ]
+    costs = ", ".join(f"{name} {value:.2g}" for name, value in content["costs"].items())
+    lines += [
+        "", f"Costs, fitted to every other cell: {costs}.",
+        "", f"{content['date']}, {content['machine']}: `{content['command']}`.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

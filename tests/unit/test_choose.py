@@ -1,0 +1,147 @@
+"""The setting a job runs with: what the study wrote is kept, the rest is the fastest that fits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.cards import GIB, Card, Node
+from launcher.choose import Choice, Setting, choose, cuts, expected_seconds, settings
+from launcher.expand import CHECKOUT, StudyJob
+from training.errors import UserError
+from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
+from training.spec import DataSpec, JobSpec, TrainingSpec
+
+WORK = Work(parameters=10**9, layers=16, tokens=10**7, evaluated_tokens=10**6, steps=500)
+
+
+def job(*fixed: str, ranks: int = 1, **training: Any) -> StudyJob:
+    content = json.loads((CHECKOUT / "ds_configs/zero1.json").read_text())
+    spec = JobSpec(
+        name="job", output_dir="outputs/s/jobs/job", data=DataSpec(dataset_name="imdb"), num_ranks=ranks,
+        training=TrainingSpec(**training),
+    )  # fmt: skip
+    return StudyJob(written=spec, spec=replace(spec, deepspeed=content), fixed=frozenset(fixed), data_content=[])
+
+
+def cards(*sizes: int, host_gib: float = 100.0) -> tuple[list[Card], dict[str, Node]]:
+    return (
+        [
+            Card(node_id="a", host="a", index=i, size=size, gib=float(size), num_threads=1)
+            for i, size in enumerate(sizes)
+        ],
+        {"a": Node(node_id="a", host="a", address="a", host_gib=host_gib, cores=16)},
+    )
+
+
+def needs(spec: JobSpec) -> JobForecast | UserError:
+    """A base of 6 GiB, cut by ZeRO-3 and gone by offload; activations by micro-batch, a third when recomputed."""
+    assert isinstance(spec.deepspeed, dict)
+    zero = spec.deepspeed["zero_optimization"]
+    base = 6.0 / (spec.num_ranks if zero["stage"] == 3 else 1)
+    if zero.get("offload_param", {}).get("device") == "cpu":
+        base = 0.5
+    recomputed = 3 if spec.training.gradient_checkpointing else 1
+    card = base + spec.training.per_device_train_batch_size / recomputed
+    memory = MemoryEstimate(card={"all": round(card * GIB)}, host={"all": GIB})
+    return JobForecast(memory=memory, work=WORK)
+
+
+def chosen(asked: StudyJob, *sizes: int, most_ranks: int = 1, on_card: bool = True) -> Choice:
+    some, nodes = cards(*sizes)
+    return choose(asked, WORK, needs, some, nodes, on_card=on_card, most_ranks=most_ranks)
+
+
+def test_where_everything_fits_nothing_is_given_up_for_memory() -> None:
+    choice = chosen(job(per_device_train_batch_size=8), 24)
+    assert choice.setting == Setting(
+        deepspeed="ds_configs/zero1.json", gradient_checkpointing=False, per_device_train_batch_size=8,
+        gradient_accumulation_steps=1, num_ranks=1,
+    )  # fmt: skip
+    assert choice.asked.card_gib == 14.0
+    assert len(choice.lost) > 5 and all("as long" in why for _, why in choice.lost)
+
+
+def test_on_a_small_card_the_fastest_that_fits_is_taken_and_the_faster_ones_say_what_they_need() -> None:
+    choice = chosen(job(per_device_train_batch_size=8), 10)
+    assert choice.asked.card_gib <= 10 and choice.refusal is None
+    too_large = [setting for setting, why in choice.lost if "needs 14.00 GiB" in why]
+    assert too_large
+    slower = [float(why.split(" x ")[0]) for _, why in choice.lost if "as long" in why]
+    assert slower and all(ratio >= 1 for ratio in slower)
+
+
+def test_what_the_study_wrote_is_kept() -> None:
+    fixed = job("deepspeed", "training.gradient_checkpointing", "training.per_device_train_batch_size", "num_ranks",
+                per_device_train_batch_size=8)  # fmt: skip
+    choice = chosen(fixed, 8)
+    assert choice.lost == ((choice.setting, "needs 14.00 GiB a rank"),)
+    assert choice.refusal is not None and "14.00 GiB" in choice.refusal and "has 8" in choice.refusal
+    assert choice.spec.training == fixed.spec.training and choice.spec.deepspeed == fixed.spec.deepspeed
+
+
+def test_more_ranks_are_for_memory_or_for_idle_cards() -> None:
+    asked = job("training.gradient_checkpointing", per_device_train_batch_size=8)
+    assert chosen(asked, 24, 24).setting.num_ranks == 1
+    assert chosen(asked, 24, 24, most_ranks=2).setting.num_ranks == 2
+    dense = job("training.gradient_checkpointing", "deepspeed", "training.per_device_train_batch_size",
+                per_device_train_batch_size=8, gradient_accumulation_steps=2)  # fmt: skip
+    stage3 = json.loads((CHECKOUT / "ds_configs/zero3.json").read_text())
+    dense = replace(dense, spec=replace(dense.spec, deepspeed=stage3))
+    choice = chosen(dense, 12, 12)
+    assert (choice.setting.num_ranks, choice.setting.gradient_accumulation_steps) == (2, 1)
+
+
+def test_what_the_trainer_refuses_under_every_setting_is_a_users_mistake() -> None:
+    some, nodes = cards(24)
+    with pytest.raises(UserError, match="no such layer"):
+        choose(job(), WORK, lambda spec: UserError("no such layer"), some, nodes, on_card=True, most_ranks=1)
+
+
+def test_host_memory_refuses_too() -> None:
+    some, nodes = cards(24, host_gib=0.5)
+    choice = choose(job(), WORK, needs, some, nodes, on_card=True, most_ranks=1)
+    assert choice.refusal is not None and "host memory" in choice.refusal
+
+
+@given(
+    per_device=st.integers(1, 64), accumulation=st.integers(1, 8), ranks=st.sampled_from([1, 2, 4]),
+    fixed=st.sets(st.sampled_from([
+        "num_ranks", "deepspeed", "training.per_device_train_batch_size", "training.gradient_accumulation_steps",
+        "training.gradient_checkpointing",
+    ])),
+    num_cards=st.integers(1, 8),
+)  # fmt: skip
+def test_the_global_batch_and_what_is_fixed_stay(
+    per_device: int, accumulation: int, ranks: int, fixed: set[str], num_cards: int
+) -> None:
+    written = job(*fixed, ranks=ranks, per_device_train_batch_size=per_device, gradient_accumulation_steps=accumulation)
+    for num_ranks, size, steps in cuts(written, num_cards):
+        assert num_ranks * size * steps == per_device * accumulation * ranks
+    for setting, spec in settings(written, num_cards):
+        assert "num_ranks" not in fixed or spec.num_ranks == ranks
+        assert "deepspeed" not in fixed or spec.deepspeed == written.spec.deepspeed
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
+            same = getattr(spec.training, name) == getattr(written.spec.training, name)
+            assert f"training.{name}" not in fixed or same
+        assert setting.num_ranks == spec.num_ranks
+        assert replace(spec, training=written.spec.training, deepspeed={}, num_ranks=1) == replace(
+            written.spec, deepspeed={}, num_ranks=1
+        )
+
+
+def test_recomputing_cutting_and_offloading_cost_time() -> None:
+    base = job(per_device_train_batch_size=8).spec
+    times = {}
+    for setting, spec in settings(job(per_device_train_batch_size=8), 1):
+        times[setting] = expected_seconds(spec, WORK, on_card=True)
+    first = min(times, key=lambda setting: times[setting])
+    assert first.deepspeed == "ds_configs/zero1.json" and first.per_device_train_batch_size == 8
+    assert not first.gradient_checkpointing
+    nf4 = replace(base, model=replace(base.model, quantization="nf4"))
+    assert expected_seconds(nf4, WORK, on_card=True) > expected_seconds(base, WORK, on_card=True)
