@@ -53,3 +53,26 @@ def test_speed_measures_both_sides_and_repeats_nothing(data: Path, tiny_model: P
     written = results.stat().st_mtime_ns
     again = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert again.returncode == 0 and results.stat().st_mtime_ns == written
+
+
+def test_scheduling_is_simulated_with_the_launchers_own_scheduler(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/scheduling.py", "--jobs", "60", "--seeds", "1", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    content = json.loads((tmp_path / "scheduling.json").read_text())
+    for row in content["rows"]:
+        ours, theirs = row["schedulers"]["shoal"], row["schedulers"]["fcfs"]
+        assert ours["jobs"] == theirs["jobs"] == 60 and ours["over_booked"] == theirs["over_booked"] == 0
+        assert ours["makespan_seconds"] >= max(row["volume_seconds"], row["longest_seconds"]) - 1e-6
+    assert run.returncode in (0, 1), run.stderr
+    assert "| 1,000 jobs on 20 cards | 0 | Shoal |" in (tmp_path / "scheduling.md").read_text()
+    assert (tmp_path / "scheduling.png").stat().st_size > 10_000
+
+
+def test_the_planners_grid_is_measured_and_its_costs_fitted(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/planner.py", "--cells", "2", "--output", str(tmp_path)]
+    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    content = json.loads((tmp_path / "planner.json").read_text())
+    assert len(content["cells"]) == 2 and all(cell["seconds"] > 0 for cell in content["cells"])
+    assert all(cost >= 0 for cost in content["costs"].values()) and any(content["costs"].values())
+    assert "Costs, fitted" in (tmp_path / "planner.md").read_text()
