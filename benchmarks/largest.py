@@ -1,10 +1,10 @@
 """The largest LLaMA that trains on 8, 12, 16 and 24 GB cards, one and two of them, by the memory forecast.
 
-    python benchmarks/largest.py       # about 20 minutes; writes benchmarks/results/largest.* and the table of README.md
+    python benchmarks/largest.py     # about 20 minutes; writes benchmarks/results/largest.* and the table of README.md
 
-Texts of 512 tokens, 8 a step, LoRA r 16 on every linear layer, bf16 computation. For each model, precision and number
-of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest model
-that has one. Host memory is not limited: the table says how much a setting takes. No weights and no card are needed.
+Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
+of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
+model that has one. Host memory is not limited: the table says what a setting takes. No weights and no card are needed.
 """
 
 from __future__ import annotations

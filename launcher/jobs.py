@@ -22,6 +22,7 @@ from launcher.schedule import Scheduler, room_for
 from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
+from training.errors import UserError
 from training.plan import Plan, RetryWith
 from training.result import RunResult
 
@@ -114,7 +115,12 @@ class JobRunner:
             return
         self.next_look = time.monotonic() + LOOK_SECONDS
         held = [job.placement for job in self.running.values()]
-        cards, nodes = self.cluster.look(held)
+        try:
+            cards, nodes = self.cluster.look(held)
+        except UserError:  # the last card has gone, perhaps for a minute
+            cards, nodes = [], {}
+            if self.cluster.cards:
+                self.view.say("No card is left on the cluster. Waiting for one; Ctrl-C keeps what is finished.")
         if cards != self.cluster.cards or nodes != self.cluster.nodes:
             self.cluster.cards, self.cluster.nodes = cards, nodes
             self.scheduler.update(cards, nodes)
