@@ -91,7 +91,7 @@ def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int
     cards = [
         Card(node_id="pc", host="pc", index=index, size=size, gib=float(size), num_threads=8) for index in range(number)
     ]
-    node = Node(node_id="pc", host="pc", address="", host_gib=float("inf"), cores=16)
+    node = Node(node_id="pc", host="pc", address="", total_gib=float("inf"), host_gib=float("inf"), cores=16)
     return choose(job, process.work(job.spec), ask, cards, {"pc": node}, on_card=True, most_ranks=number)
 
 

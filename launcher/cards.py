@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from training.errors import UserError
@@ -37,8 +37,10 @@ class Node:
     host: str
     address: str
     """Its IP address, as Ray names it."""
+    total_gib: float
+    """Memory that Ray announces for jobs."""
     host_gib: float
-    """Memory that jobs of ours may use: what Ray announces, less what others have reserved."""
+    """What of it jobs of ours may use: all but what others have reserved."""
     cores: int
 
 
@@ -138,15 +140,30 @@ def labels(cards: Sequence[LocalCard]) -> dict[str, str]:
     return {f"card{card.index}_uuid": card.uuid for card in cards if card.uuid}
 
 
+Inventory = tuple[list[Card], dict[str, Node]]
+"""Cards, and the nodes they are of by their ids."""
+
+
+def unreserved(cards: Sequence[Card], nodes: Mapping[str, Node]) -> Inventory:
+    """Return the same when nobody has reserved anything: what a job can wait for."""
+    return (
+        [replace(card, gib=float(card.size)) for card in cards],
+        {node_id: replace(node, host_gib=node.total_gib) for node_id, node in nodes.items()},
+    )
+
+
 def cluster_cards(
     nodes: Sequence[Mapping[str, Any]],
     available: Mapping[str, Mapping[str, float]],
     ours: Mapping[str, Mapping[str, float]],
-) -> tuple[list[Card], dict[str, Node]]:
-    """Return the cards of the nodes of `ray.nodes()`, and these nodes by their ids.
+    *,
+    virtual: bool | None = None,
+) -> Inventory:
+    """Return the cards of the nodes of `ray.nodes()`, and these nodes.
 
     `available` is what Ray has left of each node's resources; `ours` is what we have reserved ourselves. The rest
-    others have reserved, and it is left to them. Raises UserError where no node announces a card.
+    others have reserved, and it is left to them. Only `virtual` cards or only real ones; by default the real ones where
+    there are any, since a CPU would keep them waiting.
     """
     cards: list[Card] = []
     machines: dict[str, Node] = {}
@@ -178,15 +195,20 @@ def cluster_cards(
             node_id=node_id,
             host=node["NodeManagerHostname"],
             address=node["NodeManagerAddress"],
+            total_gib=total["memory"] / GIB if "memory" in total else math.inf,
             host_gib=usable("memory") / GIB if "memory" in total else math.inf,
             cores=cores,
         )
-    if not all(card.is_virtual for card in cards):
-        cards = [card for card in cards if not card.is_virtual]  # a CPU would keep cards waiting
+    if virtual is None:
+        virtual = all(card.is_virtual for card in cards)
+    return [card for card in cards if card.is_virtual == virtual], machines
+
+
+def require_cards(cards: Sequence[Card]) -> None:
+    """Raise UserError where a cluster has none."""
     if not cards:
         example = json.dumps({"card0_gib": 8.0})
         raise UserError(
             f"No node of the Ray cluster announces its cards. Start each with: ray start ... --resources='{example}' "
             "(`shoal cards` prints that for the machine it runs on)."
         )
-    return cards, machines

@@ -7,6 +7,7 @@ ranks, micro-batches and accumulation. The global batch stays, and with it what 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -89,41 +90,104 @@ def choose(
     `most_ranks` is how many cards it may spread over for speed; over more only where memory asks for it. Raises
     UserError for what the trainer refuses under every setting.
     """
+    search = _Search(job, ask, cards, nodes, on_card=on_card)
     options = sorted(
         ((expected_seconds(spec, work, on_card=on_card), index, setting, spec)
          for index, (setting, spec) in enumerate(settings(job, len(cards)))),
         key=lambda option: (option[3].num_ranks > max(most_ranks, job.spec.num_ranks), option[0], option[1]),
     )  # fmt: skip
-    lost: list[tuple[Setting, str]] = []
-    least: Choice | None = None
-    refused: UserError | None = None
     for place, (seconds, _, setting, spec) in enumerate(options):
-        forecast = ask(spec)
-        if isinstance(forecast, UserError):
-            refused = forecast
-            lost.append((setting, str(forecast)))
-            continue
-        asked = request(job.name, spec, forecast.memory, seconds, on_card=on_card)
-        choice = Choice(setting=setting, spec=spec, forecast=forecast, asked=asked, seconds=seconds)
-        if room_for(asked, cards, nodes):
+        rivals = [
+            other for other in options
+            if (other[2].num_ranks, other[2].deepspeed) == (setting.num_ranks, setting.deepspeed)
+        ]  # fmt: skip
+        choice = search.try_setting(setting, spec, seconds)
+        if choice is not None:
             slower = [(other, f"{later / seconds:.2f} x as long") for later, _, other, _ in options[place + 1 :]]
-            return replace(choice, lost=(*lost, *slower))
-        lost.append((setting, f"needs {asked.card_gib:.2f} GiB a rank"))
-        if least is None or asked.card_gib < least.asked.card_gib:
-            least = choice
-    if least is None:
-        assert refused is not None
-        raise refused
-    return replace(least, lost=tuple(lost), refusal=explain(least.spec, least.asked, cards, nodes))
+            return replace(choice, lost=(*search.lost, *slower))
+        # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
+        smallest = min(rivals, key=lambda o: (o[2].per_device_train_batch_size, not o[2].gradient_checkpointing))
+        search.rule_out_unless_fits(smallest[2], smallest[3], smallest[0])
+    return search.refuse()
+
+
+class _Search:
+    """The settings of a job that have been tried."""
+
+    def __init__(
+        self, job: StudyJob, ask: Ask, cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+    ) -> None:
+        self.job, self.ask, self.cards, self.nodes, self.on_card = job, ask, cards, nodes, on_card
+        self.lost: list[tuple[Setting, str]] = []
+        self.least: Choice | None = None
+        self.refused: UserError | None = None
+        self.hopeless: dict[tuple[int, str], str] = {}
+        """(ranks, file) of which not even the smallest setting fits -> why."""
+        self.fit: set[tuple[int, str]] = set()
+        """(ranks, file) of which the smallest fits."""
+
+    def try_setting(self, setting: Setting, spec: JobSpec, seconds: float) -> Choice | None:
+        """Return the choice of a setting that fits; note why one does not."""
+        why = self.hopeless.get((setting.num_ranks, setting.deepspeed))
+        if why is None:
+            choice, why = self._forecast(setting, spec, seconds)
+            if why is None:
+                return choice
+        self.lost.append((setting, why))
+        return None
+
+    def rule_out_unless_fits(self, smallest: Setting, spec: JobSpec, seconds: float) -> None:
+        """Rule out a file with some ranks where its smallest setting does not fit."""
+        pair = (smallest.num_ranks, smallest.deepspeed)
+        if pair in self.hopeless or pair in self.fit:
+            return
+        why = dict(self.lost).get(smallest)
+        if why is None:
+            _, why = self._forecast(smallest, spec, seconds)
+        if why is None:
+            self.fit.add(pair)
+        else:
+            self.hopeless[pair] = why
+
+    def refuse(self) -> Choice:
+        """Return the setting that needs least, with why it does not fit. Raises what the trainer refuses all for."""
+        if self.least is None:
+            assert self.refused is not None
+            raise self.refused
+        least = self.least
+        reason = explain(self.job, least.spec, least.asked, self.cards, self.nodes)
+        return replace(least, lost=tuple(self.lost), refusal=reason)
+
+    def _forecast(self, setting: Setting, spec: JobSpec, seconds: float) -> tuple[Choice | None, str | None]:
+        """Return a setting as a choice, and why it does not fit if so."""
+        forecast = self.ask(spec)
+        if isinstance(forecast, UserError):
+            self.refused = forecast
+            return None, str(forecast)
+        asked = request(self.job.name, spec, forecast.memory, seconds, on_card=self.on_card)
+        choice = Choice(setting=setting, spec=spec, forecast=forecast, asked=asked, seconds=seconds)
+        if room_for(asked, self.cards, self.nodes):
+            return choice, None
+        equal = max(Counter(card.size for card in self.cards).values(), default=0)
+        if setting.num_ranks > equal:
+            why = f"there are {equal} cards of one size at most"
+        elif room_for(replace(asked, host_gib=0.0), self.cards, self.nodes):
+            why = f"needs {asked.host_gib:.2f} GiB of host memory a rank"
+        else:
+            why = f"needs {asked.card_gib:.2f} GiB a rank, or more"
+        written = setting.num_ranks <= max(equal, self.job.spec.num_ranks)
+        if written and (self.least is None or asked.card_gib < self.least.asked.card_gib):
+            self.least = choice
+        return choice, why
 
 
 def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool) -> float:
     """Return how long a job takes, without its start-up, by the costs of a kind of card."""
     content = spec.deepspeed if isinstance(spec.deepspeed, dict) else {}
-    zero = content.get("zero_optimization", {})
+    zero = content.get("zero_optimization") or {}
 
     def offloads(key: str) -> bool:
-        return str(zero.get(key, {}).get("device", "none")) != "none"
+        return str((zero.get(key) or {}).get("device", "none")) != "none"
 
     costs = CARD if on_card else CPU
     return costs.seconds(

@@ -12,7 +12,17 @@ from types import FrameType
 from typing import Any
 
 from launcher.board import Placement
-from launcher.cards import GIB, Card, LocalCard, Node, cluster_cards, labels, local_cards, resources
+from launcher.cards import (
+    GIB,
+    Card,
+    Inventory,
+    LocalCard,
+    cluster_cards,
+    labels,
+    local_cards,
+    require_cards,
+    resources,
+)
 from launcher.expand import CHECKOUT
 from training.errors import UserError
 
@@ -54,7 +64,7 @@ class Cluster:
             try:
                 _knock(str(address))
                 context = ray.init(address=address, **quiet)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 raise UserError(
                     f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
                 ) from None
@@ -63,18 +73,21 @@ class Cluster:
         # Ray installs a SIGTERM handler of its own; ours is Ctrl-C's.
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
+        self.kind: bool | None = None
+        self.cards, self.nodes = self.look([])
         try:
-            self.cards, self.nodes = self.look([])
+            require_cards(self.cards)
         except UserError:
             ray.shutdown()
             raise
         self.on_card = not self.cards[0].is_virtual
         """Whether ranks run on cards; else on the CPU, for virtual ones."""
+        self.kind = self.cards[0].is_virtual  # of which all cards that come later must be: forecasts are for it
         self.virtual_cards_unused = virtual_cards_gib is not None and (self.joined or self.on_card)
         """Whether the study's cards_gib gave way to the cards there are, this machine's or the cluster's."""
         self.head_node_id: str = ray.get_runtime_context().get_node_id()
 
-    def look(self, placements: Iterable[Placement]) -> tuple[list[Card], dict[str, Node]]:
+    def look(self, placements: Iterable[Placement]) -> Inventory:
         """Return the cards and nodes there are now, less what others have reserved; `placements` are ours."""
         from ray._private.state import available_resources_per_node
 
@@ -83,7 +96,20 @@ class Cluster:
             for card in placement.cards:
                 ours[card.node_id][card.resource] += placement.request.card_gib
                 ours[card.node_id]["memory"] += placement.request.host_gib * GIB
-        return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours)
+        return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours, virtual=self.kind)
+
+    def outcome(self, ref: Any) -> dict[str, Any]:
+        """Return what a task or rank came to; its death is an outcome too."""
+        try:
+            answer = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:
+            cause = str(error).strip().splitlines()[0]
+            return {
+                "ok": False,
+                "error": f"its process died: killed from outside or by a full memory ({cause})",
+                "died": True,
+            }
+        return answer if isinstance(answer, dict) and "ok" in answer else {"ok": True, "result": answer}
 
     def reserve(self, placement: Placement) -> tuple[Any, Any]:
         """Ask Ray for a job's part of its cards and of host memory, all ranks or none.
@@ -175,6 +201,8 @@ def _start_local(ray: Any, cards: Sequence[LocalCard], quiet: dict[str, Any]) ->
         "address": "local",
         "resources": resources(cards),
         "labels": labels(cards),
+        # A GPU that others have filled is none of ours: ranks then run on the CPU.
+        **({} if any(card.uuid for card in cards) else {"num_gpus": 0}),
         "object_store_memory": OBJECT_STORE_BYTES,
         **quiet,
     }

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from launcher.board import Request
 from launcher.cards import GIB, Card, Node
+from launcher.expand import StudyJob
 from launcher.schedule import room_for
 from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import JobSpec
@@ -41,8 +42,8 @@ def _up(size: int) -> float:
     return math.ceil(size / GIB * 100) / 100
 
 
-def explain(spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str:
-    """Return why a job has no room on any cards, and which settings that would help it does not have yet."""
+def explain(job: StudyJob, spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str:
+    """Return why a job has no room on any cards, and what its study could change; `spec` is the job as planned."""
     numbers = Counter(card.size for card in cards)
     most = max(numbers.values(), default=0)
     if spec.num_ranks > most:
@@ -52,22 +53,22 @@ def explain(spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping
         )
     if room_for(replace(asked, host_gib=0.0), cards, nodes):
         memory = max(node.host_gib for node in nodes.values())
-        return (
-            f"It needs {asked.host_gib:.2f} GiB of host memory a rank, and the node with most has {memory:.1f}. "
-            f"{_ways(spec)}"
-        )
-    largest = max(size for size, number in numbers.items() if number >= spec.num_ranks)
-    return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(spec)}"
+        return f"It needs {asked.host_gib:.2f} GiB of host memory a rank, and the node with most has {memory:.1f}. {_ways(job)}"
+    largest = max(card.gib for card in cards if numbers[card.size] >= spec.num_ranks)
+    return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(job)}"
 
 
-def _ways(spec: JobSpec) -> str:
+def _ways(job: StudyJob) -> str:
+    """Return what saves memory, of what the study has not set so; what it left open was tried."""
     offload = "ds_configs/zero3_offload_param.json"
+    written, fixed = job.written, job.fixed
     ways = {
         "a smaller training.per_device_train_batch_size with more gradient_accumulation_steps":
-            spec.training.per_device_train_batch_size > 1,
-        "training.gradient_checkpointing: true": not spec.training.gradient_checkpointing,
-        "model.quantization: nf4": spec.model.quantization != "nf4",
-        f"deepspeed: {offload}": spec.deepspeed != offload,
+            "training.per_device_train_batch_size" in fixed and written.training.per_device_train_batch_size > 1,
+        "training.gradient_checkpointing: true":
+            "training.gradient_checkpointing" in fixed and not written.training.gradient_checkpointing,
+        "model.quantization: nf4": written.model.quantization != "nf4",
+        f"deepspeed: {offload}": "deepspeed" in fixed and written.deepspeed != offload,
         "a smaller data.max_seq_length": True,
     }  # fmt: skip
     return f"What saves memory: {'; '.join(way for way, is_new in ways.items() if is_new)}."

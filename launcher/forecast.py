@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
@@ -24,6 +27,10 @@ Planned = Choice | ShoalError
 """How a job is to run, or why that is not known; a UserError is what the trainer refuses the job for."""
 
 
+class ForecastDied(ShoalError):
+    """The process that answers has ended."""
+
+
 class ForecastProcess:
     """The trainer's process that answers; use as a context manager. Seconds a question, once."""
 
@@ -33,17 +40,21 @@ class ForecastProcess:
     def __enter__(self) -> ForecastProcess:
         self.log = tempfile.TemporaryFile("w+")
         command = [sys.executable, "-m", "training.forecast"]
+        # A group of its own, so that Ctrl-C is ours to handle and its forks end with it.
         self.process = subprocess.Popen(
-            command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
-        )
+            command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            start_new_session=True,
+        )  # fmt: skip
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.process.kill()
-        self.process.communicate()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(BrokenPipeError):
+            self.process.communicate()
         self.log.close()
 
     def forecast(self, spec: JobSpec) -> JobForecast | UserError:
@@ -66,12 +77,15 @@ class ForecastProcess:
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
-            return dict(json.loads(self.process.stdout.readline()))
+            answer = dict(json.loads(self.process.stdout.readline()))
         except (BrokenPipeError, json.JSONDecodeError):
             self.process.wait()
             self.log.seek(0)
             reason = self.log.read().strip().splitlines()
-            raise ShoalError(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
+            raise ForecastDied(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
+        if answer.get("crashed"):
+            raise ShoalError(f"the memory forecast failed: {answer['error']}")
+        return answer
 
 
 def alike(jobs: Sequence[StudyJob]) -> list[list[StudyJob]]:
@@ -99,7 +113,9 @@ def plan_jobs(
                 planned = choose(
                     same[0], work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks
                 )  # fmt: skip
-            except UserError as error:
+            except ForecastDied:
+                raise
+            except ShoalError as error:  # of these jobs alone
                 planned = error
             for job in same:
                 yield job, planned.of(job) if isinstance(planned, Choice) else planned

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.board import Request
+from launcher.cards import Node, unreserved
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
@@ -22,7 +24,6 @@ from launcher.schedule import Scheduler, room_for
 from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
-from training.errors import UserError
 from training.plan import Plan, RetryWith
 from training.result import RunResult
 
@@ -59,6 +60,8 @@ class JobRunner:
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
         self.plans: dict[str, Planned] = {}
+        self.asked: dict[str, Request] = {}
+        """Job -> what it waits for, or has."""
         self.restarts: dict[str, list[str]] = defaultdict(list)
         """Job -> why each of its tries failed that it went on from."""
         self.reserving: dict[Any, RunningJob] = {}
@@ -96,16 +99,21 @@ class JobRunner:
 
     def _admit(self, job: StudyJob, planned: Planned) -> None:
         """Let a job wait for cards, or refuse it where no card would ever do."""
+        cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
         if isinstance(planned, Choice):
             asked, refusal = planned.asked, planned.refusal
         else:
-            asked, refusal = whole_cards(job.name, job.spec, self.cluster.cards), None
-            if not room_for(asked, self.cluster.cards, self.cluster.nodes):
-                refusal = explain(job.spec, asked, self.cluster.cards, self.cluster.nodes)
-        if refusal:
+            asked, refusal = whole_cards(job.name, job.spec, cards), None
+            if not room_for(asked, cards, nodes):
+                refusal = explain(job, job.spec, asked, cards, nodes)
+        if refusal and job.name not in self.plans:
             self._fail(job, f"Refused before it started: {refusal}", "")
             return
-        self.plans[job.name] = planned
+        if refusal:  # it had cards that have gone since
+            self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")
+            asked = self.asked[job.name]
+        else:
+            self.plans[job.name], self.asked[job.name] = planned, asked
         self.waiting[job.name] = job
         self.scheduler.submit(asked)
 
@@ -114,21 +122,33 @@ class JobRunner:
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK_SECONDS
-        held = [job.placement for job in self.running.values()]
-        try:
-            cards, nodes = self.cluster.look(held)
-        except UserError:  # the last card has gone, perhaps for a minute
-            cards, nodes = [], {}
-            if self.cluster.cards:
-                self.view.say("No card is left on the cluster. Waiting for one; Ctrl-C keeps what is finished.")
+        cards, nodes = self.cluster.look(job.placement for job in [*self.running.values(), *self.reserving.values()])
         if cards != self.cluster.cards or nodes != self.cluster.nodes:
+            gone = {card.key for card in self.cluster.cards} - {card.key for card in cards}
             self.cluster.cards, self.cluster.nodes = cards, nodes
             self.scheduler.update(cards, nodes)
+            if gone:
+                self._do_without(nodes)
         for job in [job for job in self.reserving.values() if time.monotonic() > job.give_up_at]:
             # What looked free is another study's by now: wait again, and look closer.
             del self.reserving[job.reservation]
             self._free(job)
             self._wait_again(job)
+
+    def _do_without(self, nodes: Mapping[str, Node]) -> None:
+        """Deal with cards that have gone: jobs on them have died, jobs that waited for such are planned again."""
+        for running in list(self.running.values()):
+            lost = [rank for rank, card in enumerate(running.placement.cards) if card.node_id not in nodes]
+            for rank in lost:
+                running.outcomes.setdefault(rank, {"ok": False, "error": "its PC has gone", "died": True})
+            if lost:
+                self._release(running)
+        there = unreserved(self.cluster.cards, self.cluster.nodes)
+        stranded = [job for name, job in self.waiting.items() if not room_for(self.asked[name], *there)]
+        for job in stranded:
+            del self.waiting[job.name]
+            self.scheduler.withdraw(self.asked[job.name])
+        self.preparation.plan_again(stranded)
 
     def _start_jobs(self) -> None:
         """Reserve cards for the jobs that the scheduler has room for."""
@@ -157,17 +177,21 @@ class JobRunner:
     def _take(self, ref: Any) -> None:
         """Deal with one reference that has become ready."""
         if ref in self.preparation.refs:
-            self.preparation.take(ref, self._outcome(ref))
+            self.preparation.take(ref, self.cluster.outcome(ref))
         elif ref in self.reserving:
-            self._begin(self.reserving.pop(ref))
+            self._begin(self.reserving.pop(ref), self.cluster.outcome(ref))
         elif ref in self.collecting:
             self._take_logs(self.collecting.pop(ref), ref)
         else:
             job = next(job for job in self.running.values() if ref in job.refs)
             self._take_rank(job, job.refs.index(ref))
 
-    def _begin(self, running: RunningJob) -> None:
+    def _begin(self, running: RunningJob, reserved: Outcome) -> None:
         """Start the ranks of a job whose cards are reserved."""
+        if not reserved["ok"]:
+            self._free(running)
+            self._wait_again(running)
+            return
         state = self.states[running.job.name]
         state.status, state.message = "running", ""
         state.cards = " ".join(card.label for card in running.placement.cards)
@@ -177,12 +201,12 @@ class JobRunner:
 
     def _take_rank(self, running: RunningJob, rank: int) -> None:
         """Note how a rank ended; end the job with the last of them, or with the first that failed."""
-        running.outcomes[rank] = self._outcome(running.refs[rank])
+        running.outcomes[rank] = self.cluster.outcome(running.refs[rank])
         if not running.outcomes[rank]["ok"]:
             left = running.open_refs()
             ready, _ = self.ray.wait(left, num_returns=len(left), timeout=GRACE_SECONDS) if left else ([], [])
             for ref in ready:
-                running.outcomes[running.refs.index(ref)] = self._outcome(ref)
+                running.outcomes[running.refs.index(ref)] = self.cluster.outcome(ref)
         elif len(running.outcomes) < len(running.refs):
             return
         self._release(running)
@@ -206,12 +230,15 @@ class JobRunner:
     def _wait_again(self, running: RunningJob) -> None:
         """Let a job wait for cards once more."""
         self.states[running.job.name].status = "waiting"
-        self.waiting[running.job.name] = running.job
-        self.scheduler.submit(running.placement.request)
+        if room_for(running.placement.request, *unreserved(self.cluster.cards, self.cluster.nodes)):
+            self.waiting[running.job.name] = running.job
+            self.scheduler.submit(running.placement.request)
+        else:
+            self.preparation.plan_again([running.job])
 
     def _take_logs(self, running: RunningJob, ref: Any) -> None:
         """End the job once the logs of its last node are in."""
-        outcome = self._outcome(ref)
+        outcome = self.cluster.outcome(ref)
         tails: dict[str, str] = outcome["result"] if outcome["ok"] else {}
         running.outcomes = {
             rank: {**answer, "log_tail": tails.get(f"rank{rank}.log", answer.get("log_tail", ""))}
@@ -240,7 +267,7 @@ class JobRunner:
             self._fail(running.job, failure.message, failure.log_tail)
             return
         restarts.append(failure.message)
-        self.next_look = 0.0  # its cards may have gone with it
+        self.next_look = 0.0  # other cards may have gone with it
         self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")
         self._wait_again(running)
 
@@ -279,16 +306,3 @@ class JobRunner:
         """Keep a job's result or failure."""
         self.folder.write_result(result)
         self.states[result.name].end(result)
-
-    def _outcome(self, ref: Any) -> Outcome:
-        """Return what a task or rank came to; its death is an outcome too."""
-        try:
-            answer = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[0]
-            return {
-                "ok": False,
-                "error": f"its process died: killed from outside or by a full memory ({cause})",
-                "died": True,
-            }
-        return answer if isinstance(answer, dict) and "ok" in answer else {"ok": True, "result": answer}

@@ -35,7 +35,7 @@ def wait_for_workers(address: str, *, minutes: float) -> None:
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError):
         return
     try:
         _wait(lambda: missing(config, ray.nodes()), minutes * 60)

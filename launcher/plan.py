@@ -95,7 +95,7 @@ def _one_node(sizes: Sequence[float]) -> tuple[list[Card], dict[str, Node]]:
         Card(node_id="here", host="here", index=index, size=math.ceil(size), gib=float(size), num_threads=1)
         for index, size in enumerate(sizes)
     ]
-    node = Node(node_id="here", host="here", address="", host_gib=math.inf, cores=len(cards))
+    node = Node(node_id="here", host="here", address="", total_gib=math.inf, host_gib=math.inf, cores=len(cards))
     return cards, {"here": node}
 
 

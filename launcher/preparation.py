@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from launcher.cards import unreserved
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder, data_key
@@ -31,13 +32,12 @@ class Preparation:
         self.preparing: dict[Any, list[list[StudyJob]]] = {}
         self.baselines: dict[Any, str] = {}
         self.prepared: list[StudyJob] = []
-        self.planner: Planner | None = None
+        self.planners: list[Planner] = []
         self.plans: dict[str, Planned] = {}
 
     def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
         """Start with `jobs`, and with the baselines of the data of `all_jobs` that are missing."""
-        if jobs:
-            self.planner = Planner(jobs, self.cluster.cards, self.cluster.nodes, on_card=self.cluster.on_card)
+        self._plan(jobs)
         self._prepare(jobs)
         known = self.folder.read_baselines()
         prepared = {data_key(job) for job in jobs}
@@ -67,14 +67,25 @@ class Preparation:
 
     def ready(self) -> list[tuple[StudyJob, Planned]]:
         """Return the jobs that have become ready, with how they are to run."""
-        if self.planner is not None:
-            self.plans |= self.planner.take()
-        ready = [(job, self.plans[job.name]) for job in self.prepared if job.name in self.plans]
+        for planner in self.planners:
+            self.plans |= planner.take()
+        ready = [(job, self.plans.pop(job.name)) for job in self.prepared if job.name in self.plans]
         for job, planned in ready:
             self.prepared.remove(job)
             if isinstance(planned, ShoalError):
                 self.say(f"{job.name}: {planned} It gets whole cards.")
         return ready
+
+    def plan_again(self, jobs: Sequence[StudyJob]) -> None:
+        """Plan jobs for the cards that are left; they become ready once more."""
+        self.prepared += jobs
+        self._plan(jobs)
+
+    def _plan(self, jobs: Sequence[StudyJob]) -> None:
+        if jobs:
+            # What others have reserved they will give back: a job is planned for the cards, not for the moment.
+            cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
+            self.planners.append(Planner(jobs, cards, nodes, on_card=self.cluster.on_card))
 
     def _prepare(self, jobs: Sequence[StudyJob]) -> None:
         """Start one task for each distinct data; jobs wait for theirs."""

@@ -70,6 +70,15 @@ class Scheduler:
         self._count(request, 1)
         self.submitted += 1
 
+    def withdraw(self, request: Request) -> None:
+        """Let a waiting job wait no longer."""
+        kind = (request.priority, request.num_ranks, request.card_gib, request.host_gib)
+        left = [item for item in self.waiting.pop(kind) if item[2].job != request.job]
+        heapq.heapify(left)
+        if left:
+            self.waiting[kind] = left
+        self._count(request, -1)
+
     def _count(self, request: Request, sign: int) -> None:
         self.waiting_gib += sign * request.num_ranks * request.card_gib
         self.waiting_gib_seconds += sign * request.num_ranks * request.card_gib * request.seconds

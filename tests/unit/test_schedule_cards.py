@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.board import Board, Placement, Request
-from launcher.cards import GIB, Card, Node, cluster_cards, labels, local_cards, resources, visible_gpus
+from launcher.cards import (
+    GIB,
+    Card,
+    Node,
+    cluster_cards,
+    labels,
+    local_cards,
+    require_cards,
+    resources,
+    unreserved,
+    visible_gpus,
+)
 from launcher.schedule import Scheduler, room_for
 from training.errors import UserError
 
@@ -27,7 +38,12 @@ def card(node: str, index: int, size: int = 8, gib: float | None = None) -> Card
 def nodes_of(cards: list[Card], *, host_gib: float = 64.0, cores: int = 16) -> dict[str, Node]:
     return {
         item.node_id: Node(
-            node_id=item.node_id, host=item.node_id, address=item.node_id, host_gib=host_gib, cores=cores
+            node_id=item.node_id,
+            host=item.node_id,
+            address=item.node_id,
+            total_gib=host_gib,
+            host_gib=host_gib,
+            cores=cores,
         )
         for item in cards
     }
@@ -69,19 +85,29 @@ def test_cards_are_read_off_the_living_nodes_and_share_their_cores() -> None:
     assert [(item.label, item.size, item.gib, item.num_threads, item.uuid) for item in cards] == [
         ("a:0", 8, 8.0, 3, ""), ("a:1", 12, 12.0, 3, "GPU-1"),
     ]  # fmt: skip
-    assert nodes == {"a": Node(node_id="a", host="a", address="ip-a", host_gib=30.0, cores=7)}
+    assert nodes == {"a": Node(node_id="a", host="a", address="ip-a", total_gib=30.0, host_gib=30.0, cores=7)}
 
 
 def test_what_others_have_reserved_is_left_to_them() -> None:
     left = {"a": {"card0_gib": 1.0, "card1_gib": 12.0, "memory": 20.0 * GIB}}
     cards, nodes = cluster_cards([node("a")], left, {"a": {"card0_gib": 4.0, "memory": 2.0 * GIB}})
     assert [(item.size, item.gib) for item in cards] == [(8, 5.0), (12, 12.0)]
-    assert nodes["a"].host_gib == 22.0
+    assert (nodes["a"].host_gib, nodes["a"].total_gib) == (22.0, 30.0)
+    there, machines = unreserved(cards, nodes)
+    assert [item.gib for item in there] == [8.0, 12.0] and machines["a"].host_gib == 30.0
 
 
 def test_a_cluster_that_announces_no_card_is_told_how() -> None:
+    cards, _ = cluster_cards([{**node("a"), "Resources": {"CPU": 2.0}}], {}, {})
     with pytest.raises(UserError, match=r"ray start .*card0_gib"):
-        cluster_cards([{**node("a"), "Resources": {"CPU": 2.0}}], {}, {})
+        require_cards(cards)
+
+
+def test_virtual_cards_keep_no_real_ones_waiting_nor_take_their_place_later() -> None:
+    both = [node("cpu"), node("gpu", GPU=2.0)]
+    assert {item.node_id for item in cluster_cards(both, {}, {})[0]} == {"gpu"}
+    assert cluster_cards([node("cpu")], {}, {}, virtual=False)[0] == []
+    assert {item.node_id for item in cluster_cards(both, {}, {}, virtual=True)[0]} == {"cpu"}
 
 
 def test_small_jobs_share_a_card_only_where_none_is_idle() -> None:
@@ -147,6 +173,17 @@ def test_a_wide_job_is_not_starved_by_small_ones_but_they_fill_its_waiting_time(
     assert planner.start(90.0) == []
     planner.end("first")
     assert list(started(planner.start(100.0))) == ["wide"]
+
+
+def test_a_job_that_is_withdrawn_waits_no_longer() -> None:
+    planner = scheduler([card("a", 0)])
+    requests = [Request(job=name, card_gib=6.0, seconds=seconds) for name, seconds in (("x", 3.0), ("y", 2.0))]
+    for request in requests:
+        planner.submit(request)
+    planner.withdraw(requests[0])
+    assert list(started(planner.start(0.0))) == ["y"]
+    planner.end("y")
+    assert planner.start(1.0) == [] and planner.waiting_gib == 0.0
 
 
 def test_jobs_move_on_when_a_card_goes_and_when_one_appears() -> None:

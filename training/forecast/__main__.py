@@ -3,7 +3,8 @@
     python -m training.forecast < requests > answers        # one JSON a line
 
 A request is {"spec": JobSpec.to_dict(), "on_card": bool, "memory": bool}; an answer {"ok": True, "work": Work as a
-dict, "estimate": MemoryEstimate as one, where "memory"} or {"ok": False, "error": text}. Data and tokenizer are read,
+dict, "estimate": MemoryEstimate as one, where "memory"} or {"ok": False, "error": text}, with "crashed"
+where it is not the job's fault. Data and tokenizer are read,
 for the lengths of the texts, and config.json; no weights.
 """
 
@@ -14,16 +15,18 @@ import json
 import math
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from training.batches import steps_per_epoch
+from training.deepspeed_config import read_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
 from training.forecast.memory_estimate import Work
 from training.parse import build
-from training.spec import DataSpec, JobSpec
+from training.spec import DataSpec, JobSpec, ModelSpec
 
 
 def main() -> int:
@@ -45,6 +48,9 @@ def main() -> int:
             answer: dict[str, Any] = {"ok": True, **known}
         except UserError as error:
             answer = {"ok": False, "error": str(error)}
+        except Exception as error:  # of this job alone; the next may be well
+            traceback.print_exc()
+            answer = {"ok": False, "crashed": True, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 
@@ -53,18 +59,14 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     """Return "work", what a job computes on the data and the model it names, and "estimate", the `memory` it needs."""
     import torch
 
-    from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
-    from training.tokens import tokenize_split
+    from training.model import load_config, resolve_checkpoint, resolve_dtype
 
+    content, _ = read_deepspeed_config(spec.deepspeed)
+    refuse_impossible(spec, content)
     checkpoint = resolve_checkpoint(spec.model, lambda _: None, weights=False)
-    corpus = _corpus(json.dumps(spec.to_dict()["data"], sort_keys=True))
-    config = load_config(spec.model, checkpoint, corpus.label_names)
-    tokenizer = load_tokenizer(spec.model, checkpoint)
-    lengths = {
-        name: tokenize_split(split, tokenizer, spec.data.max_seq_length).lengths
-        for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
-        if split is not None
-    }
+    data, model = (json.dumps(spec.to_dict()[name], sort_keys=True) for name in ("data", "model"))
+    config = load_config(spec.model, checkpoint, _corpus(data).label_names)
+    lengths = _lengths(data, model, checkpoint)
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
     if spec.model.dtype != "auto":
         dtype = spec.model.dtype
@@ -111,6 +113,22 @@ def _count_weights(config: str) -> int:
         model = AutoModel.from_config(AutoConfig.for_model(**json.loads(config)))
     weights = sum(int(parameter.numel()) for parameter in model.parameters())
     return weights - int(model.get_input_embeddings().weight.numel())
+
+
+@functools.lru_cache(maxsize=4)
+def _lengths(data: str, model: str, checkpoint: str) -> dict[str, list[int]]:
+    """Return the tokens of each text of each split; DataSpec and ModelSpec come as JSON."""
+    from training.model import load_tokenizer
+    from training.tokens import tokenize_split
+
+    corpus = _corpus(data)
+    tokenizer = load_tokenizer(build(ModelSpec, json.loads(model), "request"), checkpoint)
+    longest = json.loads(data)["max_seq_length"]
+    return {
+        name: list(tokenize_split(split, tokenizer, longest).lengths)
+        for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
+        if split is not None
+    }
 
 
 @functools.lru_cache(maxsize=4)
