@@ -53,7 +53,8 @@ def explain(job: StudyJob, spec: JobSpec, asked: Request, cards: Sequence[Card],
         )
     if room_for(replace(asked, host_gib=0.0), cards, nodes):
         memory = max(node.host_gib for node in nodes.values())
-        return f"It needs {asked.host_gib:.2f} GiB of host memory a rank, and the node with most has {memory:.1f}. {_ways(job)}"
+        needs = f"It needs {asked.host_gib:.2f} GiB of host memory a rank"
+        return f"{needs}, and the node with most has {memory:.1f}. {_ways(job)}"
     largest = max(card.gib for card in cards if numbers[card.size] >= spec.num_ranks)
     return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(job)}"
 
