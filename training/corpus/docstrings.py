@@ -54,7 +54,7 @@ def docstring_tables() -> dict[str, Table]:
     return {split: read_file(folder / f"{split}.jsonl") for split in MAX_ROWS}
 
 
-def pretraining_texts() -> list[str]:
+def train_texts() -> list[str]:
     """Return all docstrings of the train modules, masked, however many a class; none of validation or test."""
     return [str(text) for text in read_file(_ensure_cached() / "pretraining.jsonl").column("text")]
 
