@@ -146,6 +146,11 @@ class Lan:
         self.addresses[name] = address
         return address
 
+    def cut(self, name: str) -> None:
+        """Take a PC off the network for good."""
+        command = ["nsenter", f"--target={self.first}", "--net", "ip", "link", "set", name, "down"]
+        subprocess.run(command, env=environment(), check=True)
+
     def run(self, *command: str | Path, cwd: Path = CHECKOUT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the user's own PC."""
         home = self.folder / "user"

@@ -7,11 +7,15 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from emulated_lan import CHECKOUT, Lan, install_shoal, why_not
@@ -153,6 +157,42 @@ def test_a_ray_job_leaves_its_results_in_the_heads_checkout(user: User) -> None:
     user.on_head("cd ~/shoal && ray job submit --working-dir . -- python launcher/launch.py studies/job.yaml")
     report = user.lan.folder / "head/home/shoal/outputs/job/report.json"
     assert {job["status"] for job in json.loads(report.read_text())["jobs"]} == {"succeeded"}
+
+
+def test_a_job_whose_pc_goes_for_good_goes_on_elsewhere(user: User) -> None:
+    """Its link is cut in the middle; a second study, of the same job undisturbed, is what the first must equal."""
+    steps = 1500
+    for name in ("cut", "calm"):
+        study = STUDY.replace("name: lan", f"name: {name}").replace(
+            "max_steps: 4", f"max_steps: {steps}, save_steps: 20"
+        )
+        # A dropout drawn anew after the cut would hide a lost or repeated sample.
+        study = study.split("    - {name: wide")[0] + "lora: {lora_dropout: 0}\n"
+        (user.checkout / "studies" / f"{name}.yaml").write_text(study)
+        command = "ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'"
+        user.ray(command, f"studies/{name}.yaml")
+    outputs = user.lan.folder / "head/home/shoal/outputs"
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(user.ray, SUBMIT, "studies/cut.yaml")
+        checkpoints = outputs / "cut/jobs/one/checkpoints"
+        while not list(checkpoints.glob("step-*")):
+            assert not submitted.done(), submitted.result()
+            time.sleep(0.2)
+        first = json.loads((outputs / "cut/placements.jsonl").read_text().splitlines()[0])
+        lost = first["cards"][0].split(":")[0]
+        user.lan.cut(lost)
+        said = submitted.result()
+    assert "Going on from its newest checkpoint" in said
+    (job,) = json.loads((outputs / "cut/report.json").read_text())["jobs"]
+    assert job["status"] == "succeeded" and job["train"]["steps"] == steps and len(job["restarts"]) >= 1
+    assert not job["placement"]["cards"][0].startswith(lost)
+    assert "resuming after step" in (outputs / "cut/jobs/one/events.jsonl").read_text()
+    user.ray(SUBMIT, "studies/calm.yaml")
+    cut, calm = (
+        pq.read_table(outputs / f"{name}/jobs/one/predictions.parquet").to_pydict() for name in ("cut", "calm")
+    )
+    assert cut["id"] == calm["id"] and cut["label"] == calm["label"]
+    np.testing.assert_allclose(np.array(cut["logits"]), np.array(calm["logits"]), rtol=1e-3, atol=1e-3)
 
 
 def test_what_cannot_run_says_how_to_mend_it(user: User) -> None:
