@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/shoal run studies/demo.yaml
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def most_held(records: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
 
 
 def test_a_mixed_study_shares_unequal_cards_without_over_booking(workplace: Path, long_texts: Path) -> None:
-    jobs = jobs_of({f"small{index}": SMALL for index in range(4)} | {f"medium{index}": MEDIUM for index in range(3)})
+    jobs = jobs_of({f"small{index}": SMALL for index in range(2)} | {f"medium{index}": MEDIUM for index in range(3)})
     jobs += jobs_of({"large": LARGE, "impossible": IMPOSSIBLE})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
     with ray_head(workplace, cards=[8, 12]) as (address, _):
@@ -92,7 +92,7 @@ def test_a_mixed_study_shares_unequal_cards_without_over_booking(workplace: Path
 
 
 def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_texts: Path) -> None:
-    jobs = jobs_of({f"job{index}": MEDIUM for index in range(3)})
+    jobs = jobs_of({f"job{index}": MEDIUM for index in range(2)})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
     content = yaml.safe_load(study.read_text())
     with ray_head(workplace, cards=[8, 12]) as (address, _):
@@ -105,6 +105,6 @@ def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_text
             launchers.append(subprocess.Popen(command, env=environment))
         assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
     records = [*placements(workplace / "outputs/first"), *placements(workplace / "outputs/second")]
-    assert len(records) == 12
+    assert len(records) == 8
     most, _ = most_held(records)
     assert all(gib <= (12 if card.endswith(":1") else 8) for card, gib in most.items())
