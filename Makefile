@@ -18,8 +18,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/shoal run studies/demo.yaml
 
+# Two processes with a thread each: threads that wait for one another's cores take longer than both.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

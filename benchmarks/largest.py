@@ -1,6 +1,6 @@
 """The largest LLaMA that trains on 8, 12, 16 and 24 GB cards, one and two of them, by the memory forecast.
 
-    python benchmarks/largest.py     # about 20 minutes; writes benchmarks/results/largest.* and the table of README.md
+    python benchmarks/largest.py     # about 20 minutes; writes benchmarks/results/largest.*
 
 Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
 of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
@@ -42,7 +42,6 @@ MODELS = {
     "70B (Llama 3.1)": (8192, 28672, 80, 64, 8, 128256),
 }
 LENGTH, TEXTS = 512, 8
-MARK = "<!-- largest -->"
 
 
 def make_model(shape: tuple[int, ...], folder: Path) -> Path:
@@ -103,7 +102,7 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for quantization in ("nf4", "none"):
                 model = make_model(shape, Path(folder) / name.split()[0])
                 job, known = job_of(model, data, quantization), dict[str, Any]()
-                for size in SIZES:
+                for size in options.cards:
                     for number in (1, 2):
                         choice = best_setting(process, job, size, number, known)
                         yield {
@@ -134,7 +133,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--models", type=int, help="only the first so many; README.md stays as it is")
+    parser.add_argument("--cards", type=int, nargs="+", default=list(SIZES), metavar="GIB", help="sizes of cards")
+    parser.add_argument("--models", type=int, help="only the first so many")
     options = parser.parse_args()
     rows = []
     for row in measure(options):
@@ -148,10 +148,6 @@ def main() -> int:
     (options.output / "largest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     head = f"# The largest LLaMA by card\n\nForecast, {content['date']}: `{content['command']}`.\n\n"
     (options.output / "largest.md").write_text(head + text + "\n", encoding="utf-8")
-    if options.models is None:
-        readme = ROOT / "README.md"
-        before, _, after = readme.read_text(encoding="utf-8").split(MARK)
-        readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}", encoding="utf-8")
     return 0
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from emulated_lan import CHECKOUT, Lan, install_shoal, why_not
@@ -160,42 +158,27 @@ def test_a_ray_job_leaves_its_results_in_the_heads_checkout(user: User) -> None:
 
 
 def test_a_job_whose_pc_goes_for_good_goes_on_elsewhere(user: User) -> None:
-    """Its link is cut in the middle; a second study, of the same job undisturbed, is what the first must equal."""
-    steps = 600
-    for name in ("cut", "calm"):
-        # A low rate, so that rounding stays small; a dropout drawn anew would hide a lost or repeated sample.
-        study = (
-            STUDY.split("    - {name: wide", maxsplit=1)[0].replace("name: lan", f"name: {name}")
-            + "lora: {lora_dropout: 0}\n"
-        )
-        study = study.replace("1.0e-2, max_steps: 4", f"1.0e-3, max_steps: {steps}, save_steps: 20")
-        (user.checkout / "studies" / f"{name}.yaml").write_text(study)
-        command = "ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'"
-        user.ray(command, f"studies/{name}.yaml")
-    outputs = user.lan.folder / "head/home/shoal/outputs"
+    """Its link is cut in the middle. That a resumed job equals one undisturbed, test_training and test_kills hold."""
+    steps = 150
+    study = STUDY.split("    - {name: wide", maxsplit=1)[0].replace("name: lan", "name: cut")
+    study = study.replace("max_steps: 4", f"max_steps: {steps}, save_steps: 5")
+    (user.checkout / "studies" / "cut.yaml").write_text(study)
+    user.ray("ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'", "studies/cut.yaml")
+    outputs = user.lan.folder / "head/home/shoal/outputs/cut"
     with ThreadPoolExecutor(1) as pool:
         submitted = pool.submit(user.ray, SUBMIT, "studies/cut.yaml")
-        checkpoints = outputs / "cut/jobs/one/checkpoints"
-        while not list(checkpoints.glob("step-*")):
+        while not list((outputs / "jobs/one/checkpoints").glob("step-*")):
             assert not submitted.done(), submitted.result()
-            time.sleep(0.2)
-        first = json.loads((outputs / "cut/placements.jsonl").read_text().splitlines()[0])
+            time.sleep(0.1)
+        first = json.loads((outputs / "placements.jsonl").read_text().splitlines()[0])
         lost = first["cards"][0].split(":")[0]
         user.lan.cut(lost)
         said = submitted.result()
     assert "Going on from its newest checkpoint" in said
-    (job,) = json.loads((outputs / "cut/report.json").read_text())["jobs"]
+    (job,) = json.loads((outputs / "report.json").read_text())["jobs"]
     assert job["status"] == "succeeded" and job["train"]["steps"] == steps and len(job["restarts"]) >= 1
     assert not job["placement"]["cards"][0].startswith(lost)
-    assert "resuming after step" in (outputs / "cut/jobs/one/events.jsonl").read_text()
-    # The PC that has gone is not waited for.
-    words = ["submit", CLUSTER, "launcher/launch.py", "--", "studies/calm.yaml", "--wait-minutes", "0"]
-    calm = user.lan.run(RAY, *words, cwd=user.checkout)
-    assert calm.returncode == 0, calm.stdout[-12000:]
-    tables = [pq.read_table(outputs / f"{name}/jobs/one/predictions.parquet").to_pydict() for name in ("cut", "calm")]
-    assert tables[0]["id"] == tables[1]["id"]
-    # The two PCs give a rank other numbers of threads, which add up in another order.
-    np.testing.assert_allclose(*(np.array(table["logits"]) for table in tables), rtol=0, atol=0.05)
+    assert "resuming after step" in (outputs / "jobs/one/events.jsonl").read_text()
 
 
 def test_what_cannot_run_says_how_to_mend_it(user: User) -> None:

@@ -69,10 +69,10 @@ def test_scheduling_is_simulated_with_the_launchers_own_scheduler(tmp_path: Path
 
 
 def test_the_planners_grid_is_measured_and_its_costs_fitted(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/planner.py", "--cells", "2", "--output", str(tmp_path)]
+    command = [sys.executable, "benchmarks/planner.py", "--cells", "1", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     content = json.loads((tmp_path / "planner.json").read_text())
-    assert len(content["cells"]) == 2 and all(cell["seconds"] > 0 for cell in content["cells"])
+    assert len(content["cells"]) == 1 and all(cell["seconds"] > 0 for cell in content["cells"])
     assert all(cost >= 0 for cost in content["costs"].values()) and any(content["costs"].values())
     assert "Costs, fitted" in (tmp_path / "planner.md").read_text()
