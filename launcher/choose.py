@@ -160,6 +160,9 @@ class _Search:
 
     def _forecast(self, setting: Setting, spec: JobSpec, seconds: float) -> tuple[Choice | None, str | None]:
         """Return a setting as a choice, and why it does not fit if so."""
+        equal = max(Counter(card.size for card in self.cards).values(), default=0)
+        if setting.num_ranks > equal and self.least is not None:  # seconds saved: no forecast would make it fit
+            return None, f"there are {equal} cards of one size at most"
         forecast = self.ask(spec)
         if isinstance(forecast, UserError):
             self.refused = forecast
@@ -168,7 +171,6 @@ class _Search:
         choice = Choice(setting=setting, spec=spec, forecast=forecast, asked=asked, seconds=seconds)
         if room_for(asked, self.cards, self.nodes):
             return choice, None
-        equal = max(Counter(card.size for card in self.cards).values(), default=0)
         if setting.num_ranks > equal:
             why = f"there are {equal} cards of one size at most"
         elif room_for(replace(asked, host_gib=0.0), self.cards, self.nodes):

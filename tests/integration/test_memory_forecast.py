@@ -54,7 +54,7 @@ def test_plan_says_what_fits_on_cards_that_are_not_here(study: Path) -> None:
     assert {"activations", "optimizer states", "CUDA context"} <= set(plain)
     run = plan(study, "--cards", "8,12,12")
     text = " ".join(run.stdout.split())
-    assert "card: CUDA context" in text and "not zero2_offload, batch 8 x 1, one rank" in text
+    assert "card: CUDA context" in text and "not zero1, batch 4 x 2, one rank" in text
 
 
 def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
