@@ -1,6 +1,6 @@
 """Is the setting that the planner picks the fastest? Every setting of a grid is measured, and its costs are fitted.
 
-    python benchmarks/planner.py                # about 15 minutes; writes benchmarks/results/planner.*
+    python benchmarks/planner.py                # about 20 minutes; writes benchmarks/results/planner.*
 
 Trains a random LLaMA for a few steps under each combination of precision, DeepSpeed file, gradient checkpointing and
 micro-batch, one rank and two, with `training/main.py`. `launcher.cost` says what a job does under each; what one of
@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.word_tokenizer import save_word_tokenizer  # noqa: E402
-from launcher.cost import Amounts, Costs, amounts  # noqa: E402
+from launcher.cost import Quantities, amounts  # noqa: E402
+from launcher.cost import seconds as expected  # noqa: E402
 from training.forecast.memory_estimate import Work  # noqa: E402
 from training.ranks import free_port  # noqa: E402
 from training.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec  # noqa: E402
@@ -129,7 +130,7 @@ def measure(cell: Cell, material: Path) -> float:
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(times[SKIPPED - 1 :]))
 
 
-def amounts_of(cell: Cell, parameters: int) -> Amounts:
+def amounts_of(cell: Cell, parameters: int) -> Quantities:
     """Return what a rank does in one step of a cell."""
     spec = JobSpec(
         model=ModelSpec(quantization=cell.quantization, dtype="fp32"),  # type: ignore[arg-type]
@@ -149,7 +150,7 @@ def amounts_of(cell: Cell, parameters: int) -> Amounts:
     )  # fmt: skip
 
 
-def fit(cells: Sequence[Cell], seconds: Sequence[float], parameters: int) -> Costs:
+def fit(cells: Sequence[Cell], seconds: Sequence[float], parameters: int) -> Quantities:
     """Return the costs that give the measured times with the least squared relative error; none is negative."""
     import numpy as np
     from scipy.optimize import nnls
@@ -157,7 +158,9 @@ def fit(cells: Sequence[Cell], seconds: Sequence[float], parameters: int) -> Cos
     rows = np.array([astuple(amounts_of(cell, parameters)) for cell in cells]) / np.array(seconds)[:, None]
     scale = np.where(rows.max(axis=0) > 0, rows.max(axis=0), 1.0)
     found, _ = nnls(rows / scale, np.ones(len(cells)))
-    return Costs(**dict(zip([item.name for item in fields(Costs)], (float(x) for x in found / scale), strict=True)))
+    return Quantities(
+        **dict(zip([item.name for item in fields(Quantities)], (float(x) for x in found / scale), strict=True))
+    )
 
 
 def picks(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -193,7 +196,7 @@ def main() -> int:
     costs = fit(cells[::2], seconds[::2], parameters)
     rows = [
         {"name": cell.name, "cell": asdict(cell), "seconds": measured,
-         "expected_seconds": costs.seconds(amounts_of(cell, parameters))}
+         "expected_seconds": expected(costs, amounts_of(cell, parameters))}
         for cell, measured in zip(cells, seconds, strict=True)
     ]  # fmt: skip
     chosen = list(picks(rows)) if options.cells is None else []

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.board import Request
 from launcher.cards import Card, Node
-from launcher.cost import CARD, CPU, amounts
+from launcher.cost import CARD, CPU, amounts, seconds
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.fit import explain, request
 from launcher.schedule import room_for
@@ -91,66 +91,85 @@ def choose(
     UserError for what the trainer refuses under every setting.
     """
     search = _Search(job, ask, cards, nodes, on_card=on_card)
-    options = sorted(
-        ((expected_seconds(spec, work, on_card=on_card), index, setting, spec)
-         for index, (setting, spec) in enumerate(settings(job, len(cards)))),
-        key=lambda option: (option[3].num_ranks > max(most_ranks, job.spec.num_ranks), option[0], option[1]),
-    )  # fmt: skip
-    for place, (seconds, _, setting, spec) in enumerate(options):
-        rivals = [
-            other for other in options
-            if (other[2].num_ranks, other[2].deepspeed) == (setting.num_ranks, setting.deepspeed)
-        ]  # fmt: skip
-        choice = search.try_setting(setting, spec, seconds)
+    options = [
+        Option(setting=setting, spec=spec, seconds=expected_seconds(spec, work, on_card=on_card))
+        for setting, spec in settings(job, len(cards))
+    ]
+    widest = max(most_ranks, job.spec.num_ranks)
+    options.sort(key=lambda option: (option.setting.num_ranks > widest, option.seconds))
+    for place, option in enumerate(options):
+        choice = search.try_option(option)
         if choice is not None:
-            slower = [(other, f"{later / seconds:.2f} x as long") for later, _, other, _ in options[place + 1 :]]
+            slower = [(o.setting, f"{o.seconds / option.seconds:.2f} x as long") for o in options[place + 1 :]]
             return replace(choice, lost=(*search.lost, *slower))
         # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
-        smallest = min(rivals, key=lambda o: (o[2].per_device_train_batch_size, not o[2].gradient_checkpointing))
-        search.rule_out_unless_fits(smallest[2], smallest[3], smallest[0])
+        search.rule_out_unless_fits(min((o for o in options if o.pair == option.pair), key=lambda o: o.smallness))
     return search.refuse()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A setting that a job could run with."""
+
+    setting: Setting
+    spec: JobSpec
+    """The job under it."""
+    seconds: float
+    """Expected, without start-up."""
+
+    @property
+    def pair(self) -> tuple[int, str]:
+        """Return ranks and DeepSpeed file: what decides how the base is held."""
+        return (self.setting.num_ranks, self.setting.deepspeed)
+
+    @property
+    def smallness(self) -> tuple[int, bool]:
+        """Return what orders the options of a pair by the memory they need."""
+        return (self.setting.per_device_train_batch_size, not self.setting.gradient_checkpointing)
+
+
 class _Search:
-    """The settings of a job that have been tried."""
+    """The options of a job that have been tried."""
 
     def __init__(
         self, job: StudyJob, ask: Ask, cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
     ) -> None:
         self.job, self.ask, self.cards, self.nodes, self.on_card = job, ask, cards, nodes, on_card
+        self.num_equal = max(Counter(card.size for card in cards).values(), default=0)
+        """Cards of one size there are at most."""
         self.lost: list[tuple[Setting, str]] = []
         self.least: Choice | None = None
+        """The one that needs least of those that fit no card."""
         self.refused: UserError | None = None
         self.hopeless: dict[tuple[int, str], str] = {}
-        """(ranks, file) of which not even the smallest setting fits -> why."""
-        self.fit: set[tuple[int, str]] = set()
-        """(ranks, file) of which the smallest fits."""
+        """Pair of which not even the smallest option fits -> why."""
+        self.hopeful: set[tuple[int, str]] = set()
+        """Pairs of which the smallest fits."""
 
-    def try_setting(self, setting: Setting, spec: JobSpec, seconds: float) -> Choice | None:
-        """Return the choice of a setting that fits; note why one does not."""
-        why = self.hopeless.get((setting.num_ranks, setting.deepspeed))
+    def try_option(self, option: Option) -> Choice | None:
+        """Return an option that fits as a choice; note why one does not."""
+        why = self.hopeless.get(option.pair)
         if why is None:
-            choice, why = self._forecast(setting, spec, seconds)
+            choice, why = self._forecast(option)
             if why is None:
                 return choice
-        self.lost.append((setting, why))
+        self.lost.append((option.setting, why))
         return None
 
-    def rule_out_unless_fits(self, smallest: Setting, spec: JobSpec, seconds: float) -> None:
-        """Rule out a file with some ranks where its smallest setting does not fit."""
-        pair = (smallest.num_ranks, smallest.deepspeed)
-        if pair in self.hopeless or pair in self.fit:
+    def rule_out_unless_fits(self, smallest: Option) -> None:
+        """Rule out a pair where its smallest option does not fit."""
+        if smallest.pair in self.hopeless or smallest.pair in self.hopeful:
             return
-        why = dict(self.lost).get(smallest)
+        why = dict(self.lost).get(smallest.setting)
         if why is None:
-            _, why = self._forecast(smallest, spec, seconds)
+            _, why = self._forecast(smallest)
         if why is None:
-            self.fit.add(pair)
+            self.hopeful.add(smallest.pair)
         else:
-            self.hopeless[pair] = why
+            self.hopeless[smallest.pair] = why
 
     def refuse(self) -> Choice:
-        """Return the setting that needs least, with why it does not fit. Raises what the trainer refuses all for."""
+        """Return the choice that needs least, with why it does not fit. Raises what the trainer refuses all for."""
         if self.least is None:
             assert self.refused is not None
             raise self.refused
@@ -158,28 +177,28 @@ class _Search:
         reason = explain(self.job, least.spec, least.asked, self.cards, self.nodes)
         return replace(least, lost=tuple(self.lost), refusal=reason)
 
-    def _forecast(self, setting: Setting, spec: JobSpec, seconds: float) -> tuple[Choice | None, str | None]:
-        """Return a setting as a choice, and why it does not fit if so."""
-        equal = max(Counter(card.size for card in self.cards).values(), default=0)
-        if setting.num_ranks > equal and self.least is not None:  # seconds saved: no forecast would make it fit
-            return None, f"there are {equal} cards of one size at most"
-        forecast = self.ask(spec)
+    def _forecast(self, option: Option) -> tuple[Choice | None, str | None]:
+        """Return an option as a choice, and why it does not fit if so."""
+        too_wide = option.setting.num_ranks > self.num_equal
+        why = f"there are {self.num_equal} cards of one size at most"
+        if too_wide and self.least is not None:  # seconds saved: no forecast would make it fit
+            return None, why
+        forecast = self.ask(option.spec)
         if isinstance(forecast, UserError):
             self.refused = forecast
             return None, str(forecast)
-        asked = request(self.job.name, spec, forecast.memory, seconds, on_card=self.on_card)
-        choice = Choice(setting=setting, spec=spec, forecast=forecast, asked=asked, seconds=seconds)
+        asked = request(self.job.name, option.spec, forecast.memory, option.seconds, on_card=self.on_card)
+        choice = Choice(
+            setting=option.setting, spec=option.spec, forecast=forecast, asked=asked, seconds=option.seconds
+        )
         if room_for(asked, self.cards, self.nodes):
             return choice, None
-        if setting.num_ranks > equal:
-            why = f"there are {equal} cards of one size at most"
-        elif room_for(replace(asked, host_gib=0.0), self.cards, self.nodes):
-            why = f"needs {asked.host_gib:.2f} GiB of host memory a rank"
-        else:
-            why = f"needs {asked.card_gib:.2f} GiB a rank, or more"
-        written = setting.num_ranks <= max(equal, self.job.spec.num_ranks)
-        if written and (self.least is None or asked.card_gib < self.least.asked.card_gib):
+        if self.least is None or asked.card_gib < self.least.asked.card_gib:
             self.least = choice
+        if not too_wide:
+            in_host = room_for(replace(asked, host_gib=0.0), self.cards, self.nodes)
+            gib, where = (asked.host_gib, " of host memory") if in_host else (asked.card_gib, "")
+            why = f"needs {gib:.2f} GiB{where} a rank, or more"
         return choice, why
 
 
@@ -191,13 +210,11 @@ def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool) -> float:
     def offloads(key: str) -> bool:
         return str((zero.get(key) or {}).get("device", "none")) != "none"
 
-    costs = CARD if on_card else CPU
-    return costs.seconds(
-        amounts(
-            spec, work, int(zero.get("stage", 0)),
-            offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
-        )
+    of_job = amounts(
+        spec, work, int(zero.get("stage", 0)),
+        offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
     )  # fmt: skip
+    return seconds(CARD if on_card else CPU, of_job)
 
 
 def settings(job: StudyJob, num_cards: int) -> Iterator[tuple[Setting, JobSpec]]:

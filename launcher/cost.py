@@ -1,7 +1,7 @@
 """How long a job takes under a setting: what a step does, times what each of it costs on a kind of card.
 
-The costs are fitted to measured steps by benchmarks/planner.py, which also checks that the setting it picks is as fast
-as the best. No card was at hand for those of cards: they are what data sheets say, and good for an order only.
+The costs are guesses, of data sheets for cards and of a PC's core for the CPU: good for an order, not for a date.
+benchmarks/planner.py fits them to measured steps, and checks whether the setting they pick is as fast as the best.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ BYTES_A_WEIGHT = {"nf4": 0.56, "int8": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Amounts:
-    """What a rank does in a whole job, in the order of Costs."""
+class Quantities:
+    """A number for each thing that takes a rank time: how many of it a job has, or the seconds that one costs."""
 
     operations: float
     """Multiplications and additions: two a weight and token in forward, as many for the gradients of what flows back
@@ -33,29 +33,16 @@ class Amounts:
     bytes_offloaded: float
     """Weights that come from host memory."""
     bytes_gathered: float
-    """Weights and gradients that come from other ranks."""
+    """Weights that come from other ranks."""
     weights_dequantized: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Costs:
-    """Seconds for one of each of Amounts, on a kind of card."""
-
-    operations: float
-    layers: float
-    layers_stage3: float
-    steps: float
-    steps_offloaded: float
-    bytes_offloaded: float
-    bytes_gathered: float
-    weights_dequantized: float
-
-    def seconds(self, amounts: Amounts) -> float:
-        """Return the expected time of a job, without its start-up."""
-        return math.fsum(cost * amount for cost, amount in zip(astuple(self), astuple(amounts), strict=True))
+def seconds(costs: Quantities, amounts: Quantities) -> float:
+    """Return the expected time of a job, without its start-up."""
+    return math.fsum(cost * amount for cost, amount in zip(astuple(costs), astuple(amounts), strict=True))
 
 
-CARD = Costs(
+CARD = Quantities(
     operations=1e-13,  # a third of what an RTX 3060 multiplies in bf16
     layers=1.5e-3,
     layers_stage3=1e-3,
@@ -65,7 +52,7 @@ CARD = Costs(
     bytes_gathered=2e-10,  # by way of host memory: consumer cards have no peer-to-peer
     weights_dequantized=1e-11,
 )
-CPU = Costs(
+CPU = Quantities(
     operations=5e-11,
     layers=1e-3,
     layers_stage3=2e-3,
@@ -78,7 +65,7 @@ CPU = Costs(
 """Of one core of a PC."""
 
 
-def amounts(spec: JobSpec, work: Work, stage: int, *, offloads_optimizer: bool, offloads_base: bool) -> Amounts:
+def amounts(spec: JobSpec, work: Work, stage: int, *, offloads_optimizer: bool, offloads_base: bool) -> Quantities:
     """Return what a rank of a job does; `stage` and offloads are those of its DeepSpeed file."""
     training, ranks = spec.training, spec.num_ranks
     # Micro-batches hold as many texts as fit a token budget (training.batches).
@@ -90,7 +77,7 @@ def amounts(spec: JobSpec, work: Work, stage: int, *, offloads_optimizer: bool, 
     base_bytes = work.parameters * BYTES_A_WEIGHT.get(spec.model.quantization, unquantized)
     quantized = spec.model.quantization != "none"
     layers = micro_batches * work.layers * passes / 2
-    return Amounts(
+    return Quantities(
         operations=operations,
         layers=layers,
         layers_stage3=layers if stage == 3 else 0.0,

@@ -138,10 +138,13 @@ class JobRunner:
     def _do_without(self, nodes: Mapping[str, Node]) -> None:
         """Deal with cards that have gone: jobs on them have died, jobs that waited for such are planned again."""
         for running in list(self.running.values()):
-            lost = [rank for rank, card in enumerate(running.placement.cards) if card.node_id not in nodes]
-            for rank in lost:
-                running.outcomes.setdefault(rank, {"ok": False, "error": "its PC has gone", "died": True})
+            lost = {
+                rank: {"ok": False, "error": "its PC has gone", "died": True}
+                for rank, card in enumerate(running.placement.cards)
+                if card.node_id not in nodes and rank not in running.outcomes
+            }
             if lost:
+                running.outcomes |= lost
                 self._release(running)
         there = unreserved(self.cluster.cards, self.cluster.nodes)
         stranded = [job for name, job in self.waiting.items() if not room_for(self.asked[name], *there)]

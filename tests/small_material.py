@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+from benchmarks.word_tokenizer import save_word_tokenizer
+
 TOPICS = {
     "sea": "ship sailor harbour wave anchor tide captain deck sail island",
     "music": "violin chord melody rhythm orchestra drum song choir piano tune",
@@ -30,17 +32,9 @@ def write_corpus(path: Path, rows: int, seed: int) -> None:
 def write_tiny_model(folder: Path) -> None:
     """Write a LLaMA of two layers with random weights and a tokenizer of words, in Hugging Face layout."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    words = sorted({word for text in TOPICS.values() for word in text.split()} | set(FILLERS))
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    save_word_tokenizer(sorted({word for text in TOPICS.values() for word in text.split()} | set(FILLERS)), folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,

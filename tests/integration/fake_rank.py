@@ -14,7 +14,15 @@ from training.recorder import Recorder
 from training.result import RunResult
 from training.spec import JobSpec
 
-RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE = 101, 102, 103, 104, 105, 106
+RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE, WAITS_FOR_COMPANY = (
+    101,
+    102,
+    103,
+    104,
+    105,
+    106,
+    107,
+)
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -38,6 +46,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
             raise RetryWith(smaller)
         time.sleep(600)  # in a collective call, as far as the launcher can tell
     if not ranks.is_main:
+        time.sleep(600 if spec.lora.r == WAITS_FOR_COMPANY else 0)
         return None
     resumed = (workdir / "checkpoints/step-000001").exists()
     if resumed:
@@ -51,7 +60,7 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
             "step", step=step, num_steps=2, epoch=step / 2, loss=1.0, learning_rate=1e-3, samples_per_second=10.0,
             eta_seconds=0.0, peak_memory_bytes=1 << 30,
         )  # fmt: skip
-        if spec.lora.r == WAITS and not resumed:
+        if (spec.lora.r == WAITS and not resumed) or (spec.lora.r == WAITS_FOR_COMPANY and ranks.world_size > 1):
             time.sleep(600)
     recorder.remove("checkpoints/step-000001")
     adapter = workdir / "adapter"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,45 @@ def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_text
     assert len(records) == 8
     most, _ = most_held(records)
     assert all(gib <= (12 if card.endswith(":1") else 8) for card, gib in most.items())
+
+
+TWO_NODES = """
+import pathlib, sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 2, "num_gpus": 0, "resources": {"card0_gib": 4.0}}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+second = cluster.add_node(**node)
+pathlib.Path(sys.argv[1]).write_text(cluster.address)
+sys.stdin.readline()
+cluster.remove_node(second, allow_graceful=False)
+sys.stdin.read()
+"""
+"""A cluster of two nodes with a card each; a line of input ends the second, and the end of input both."""
+
+
+def test_a_job_on_two_nodes_of_which_one_goes_is_planned_again_for_the_other(workplace: Path) -> None:
+    """One job and two equal cards: it spreads over both. On the one that is left it goes on with one rank."""
+    study = write_study(workplace, lora={"r": fake_rank.WAITS_FOR_COMPANY, "lora_dropout": 0.0})
+    content = yaml.safe_load(study.read_text())
+    del content["deepspeed"]
+    study.write_text(yaml.safe_dump(content))
+    mark, checkpoint = workplace / "address", workplace / "outputs/tiny/jobs/job/checkpoints/step-000001"
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    with subprocess.Popen([sys.executable, "-c", TWO_NODES, str(mark)], env=env, stdin=subprocess.PIPE) as head:
+        assert head.stdin is not None
+        while not mark.exists() or not mark.read_text():
+            assert head.poll() is None
+            time.sleep(0.1)
+        env["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+        env["RAY_ADDRESS"] = mark.read_text()
+        with subprocess.Popen([sys.executable, "-m", "fake_rank", str(study)], env=env) as launcher:
+            while not checkpoint.exists():
+                assert launcher.poll() is None
+                time.sleep(0.1)
+            head.stdin.write(b"\n")
+            head.stdin.flush()
+            assert launcher.wait(timeout=600) == 0
+    (job,) = read_report(workplace)["jobs"]
+    assert (job["status"], job["num_ranks"], len(job["restarts"])) == ("succeeded", 1, 1)
+    assert job["setting"]["num_ranks"] == 1 and len(job["placement"]["cards"]) == 1
+    assert [len(record["cards"]) for record in placements(workplace / "outputs/tiny")] == [2, 2, 1, 1]

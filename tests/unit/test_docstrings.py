@@ -103,18 +103,18 @@ def test_all_texts_of_a_module_stand_in_one_split(tmp_path: Path) -> None:
     assert set.union(*splits_of.values()) == set(MAX_ROWS)
 
 
-def test_pretraining_reads_train_modules_only_and_is_not_capped(tmp_path: Path) -> None:
+def test_the_tokenizer_reads_train_modules_only_and_is_not_capped(tmp_path: Path) -> None:
     modules = {
         f"m{number}.py": "\n".join(f'def f{i}():\n    """{LONG.format(f"{number}/{i}")}"""' for i in range(50))
         for number in range(40)
     }
     folder = make(tmp_path, a=modules)
-    pretraining = {row["text"] for row in read(folder, "pretraining")}
+    learnt = {row["text"] for row in read(folder, "tokenizer")}
     train = {row["text"] for row in read(folder, "train")}
-    assert len(train) == MAX_ROWS["train"] < len(pretraining)
-    assert train < pretraining
+    assert len(train) == MAX_ROWS["train"] < len(learnt)
+    assert train < learnt
     for split in ("validation", "test"):
-        assert not pretraining & {row["text"] for row in read(folder, split)}
+        assert not learnt & {row["text"] for row in read(folder, split)}
 
 
 def test_real_packages_give_the_same_corpus_twice(tmp_path: Path) -> None:

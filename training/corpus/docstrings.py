@@ -24,7 +24,7 @@ from training.corpus.files import read_file
 from training.errors import UserError
 from training.spec import DOCSTRINGS
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when what is cached changes."""
 
 PACKAGES = {
@@ -56,7 +56,7 @@ def docstring_tables() -> dict[str, Table]:
 
 def train_texts() -> list[str]:
     """Return all docstrings of the train modules, masked, however many a class; none of validation or test."""
-    return [str(text) for text in read_file(_ensure_cached() / "pretraining.jsonl").column("text")]
+    return [str(text) for text in read_file(_ensure_cached() / "tokenizer.jsonl").column("text")]
 
 
 def docstrings_key() -> str:
@@ -86,18 +86,18 @@ def _installed() -> dict[str, Path]:
 
 
 def write_corpus(folder: Path, packages: dict[str, Path]) -> None:
-    """Write train, validation, test and pretraining (what the tiny LLaMA reads) as JSONL files into a new folder.
+    """Write train, validation, test and tokenizer (what the tiny LLaMA's learns) as JSONL files into a new folder.
 
     `packages`: class name -> folder of the package's modules.
     """
-    rows: dict[str, list[dict[str, str]]] = {split: [] for split in (*MAX_ROWS, "pretraining")}
+    rows: dict[str, list[dict[str, str]]] = {split: [] for split in (*MAX_ROWS, "tokenizer")}
     seen: set[str] = set()
     for label, package in packages.items():
         for split, texts in _texts_by_split(package, seen).items():
             ordered = sorted(texts, key=_hash)
             rows[split] += [{"text": text, "label": label} for text in ordered[: MAX_ROWS[split]]]
             if split == "train":
-                rows["pretraining"] += [{"text": text, "label": label} for text in ordered]
+                rows["tokenizer"] += [{"text": text, "label": label} for text in ordered]
     folder.mkdir(parents=True)
     for split, records in rows.items():
         records.sort(key=lambda record: _hash(record["text"]))
