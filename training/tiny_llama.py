@@ -1,8 +1,8 @@
 """`builtin:tiny-llama`: a small LLaMA with random weights and a tokenizer of its own, to try everything offline.
 
 The tokenizer learns the docstrings of the corpus's train modules, never a text of validation or test. The weights are
-not pretrained: a minute of it made no better base (37.9 against 36.9 % of the demo's test texts), took many minutes on
-old CPUs, and gave each kind of CPU another model, where the ranks of a job on several PCs need the same.
+not pretrained: a minute of it made no better base (36.7 to 37.9 % of the demo's test texts, over three seeds, against
+38.4 to 39.2), took many minutes on old CPUs, and gave each kind of CPU another model, where the ranks of a job on several PCs need the same.
 """
 
 from __future__ import annotations
