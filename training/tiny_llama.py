@@ -2,7 +2,8 @@
 
 The tokenizer learns the docstrings of the corpus's train modules, never a text of validation or test. The weights are
 not pretrained: a minute of it made no better base (36.7 to 37.9 % of the demo's test texts, over three seeds, against
-38.4 to 39.2), took many minutes on old CPUs, and gave each kind of CPU another model, where the ranks of a job on several PCs need the same.
+38.4 to 39.2), took many minutes on old CPUs, and gave each kind of CPU another model, where the ranks of a job on
+several PCs need the same.
 """
 
 from __future__ import annotations
