@@ -36,9 +36,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_program(*arguments: str, num_ranks: int = 1, cwd: Path = CHECKOUT, **kwargs: Any) -> Any:
+def run_program(*arguments: str, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run training/main.py to its end as a user would: under the deepspeed launcher, or plain with one rank."""
-    return subprocess.run(command(*arguments, num_ranks=num_ranks), cwd=cwd, env=environment(), **kwargs)
+    words = command(*arguments, num_ranks=num_ranks)
+    return subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
 
 
 def command(*arguments: str, num_ranks: int = 1, program: Path = CHECKOUT / "training" / "main.py") -> list[str]:

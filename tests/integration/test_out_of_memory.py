@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHECKOUT, command, environment, read_events, run_program
+from conftest import CHECKOUT, command, environment, read_events
+from forked_jobs import run_job
 
 from training.result import RunResult, read_result
 
@@ -36,7 +37,7 @@ def losses(folder: Path) -> dict[int, float]:
 def plain(job_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the same job on a card that is large enough."""
     folder = tmp_path_factory.mktemp("plain")
-    run = run_program(*job_flags, "--output_dir", str(folder), capture_output=True)
+    run = run_job(*job_flags, "--output_dir", str(folder))
     assert run.returncode == 0
     return folder
 

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CHECKOUT, environment, run_program
+from conftest import CHECKOUT, environment
+from forked_jobs import run_job
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -45,7 +46,7 @@ def trained(job_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> T
         if precision not in folders:
             folders[precision] = tmp_path_factory.mktemp(precision)
             flags = [*job_flags, *PRECISIONS[precision], "--output_dir", str(folders[precision])]
-            run = run_program(*flags, capture_output=True, text=True)
+            run = run_job(*flags)
             assert run.returncode == 0, run.stderr[-3000:]
         return folders[precision]
 

@@ -16,13 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import command, environment, read_events, run_program
 from filelock import FileLock
+from forked_jobs import run_job
 from safetensors.torch import load_file
 
 from training.result import RunResult, read_result
 
 
-def train(flags: list[str], folder: Path, *more: str, num_ranks: int = 1) -> RunResult:
-    run = run_program(*flags, *more, "--output_dir", str(folder), num_ranks=num_ranks, capture_output=True, text=True)
+def train(flags: list[str], folder: Path, *more: str, num_ranks: int = 1, forked: bool = True) -> RunResult:
+    words = [*flags, *more, "--output_dir", str(folder)]
+    run = run_job(*words, num_ranks=num_ranks) if forked else run_program(*words, num_ranks=num_ranks)
     assert run.returncode == 0, run.stderr[-3000:]
     result = read_result(folder)
     assert result is not None
@@ -116,7 +118,7 @@ def test_a_job_learns_and_leaves_what_anybody_can_load(
 
     result = train(
         job_flags, tmp_path, "--load_in_4bit", "--gradient_checkpointing", "--num_train_epochs=4",
-        "--per_device_train_batch_size=4", "--deepspeed=ds_configs/zero3_offload.json", num_ranks=2,
+        "--per_device_train_batch_size=4", "--deepspeed=ds_configs/zero3_offload.json", num_ranks=2, forked=False,
     )  # fmt: skip
     assert result.test["accuracy"] > 0.9
     assert result.test["accuracy"] > result.untrained_validation["accuracy"]
@@ -229,7 +231,7 @@ def test_a_checkpoint_does_not_go_on_with_other_rows(job_flags: list[str], corpu
     (tmp_path / "out" / "result.json").unlink()
     lines = rows.read_text().splitlines()
     rows.write_text("\n".join(lines[1:]) + "\n")
-    run = run_program(*flags, "--output_dir", str(tmp_path / "out"), capture_output=True, text=True)
+    run = run_job(*flags, "--output_dir", str(tmp_path / "out"))
     assert run.returncode == 2 and "training rows are not those" in run.stderr, run.stderr
     assert (tmp_path / "out" / "checkpoints" / "step-000002").exists()
 
@@ -237,9 +239,9 @@ def test_a_checkpoint_does_not_go_on_with_other_rows(job_flags: list[str], corpu
 def test_a_finished_job_is_not_repeated_or_overwritten(job_flags: list[str], tmp_path: Path) -> None:
     train(job_flags, tmp_path)
     written = (tmp_path / "result.json").read_bytes()
-    again = run_program(*job_flags, "--output_dir", str(tmp_path), capture_output=True, text=True)
+    again = run_job(*job_flags, "--output_dir", str(tmp_path))
     assert again.returncode == 0 and "nothing to do" in again.stdout
-    other = run_program(*job_flags, "--lora_r=4", "--output_dir", str(tmp_path), capture_output=True, text=True)
+    other = run_job(*job_flags, "--lora_r=4", "--output_dir", str(tmp_path))
     assert other.returncode == 2 and "Choose another --output_dir" in other.stderr
     assert (tmp_path / "result.json").read_bytes() == written
 
@@ -263,7 +265,7 @@ def test_bad_input_gets_one_message_and_status_2(
     misspelt = tmp_path / "misspelt.json"
     misspelt.write_text(json.dumps({"zero_optimisation": {"stage": 3}}))
     flags = [flag.format(misspelt=misspelt) for flag in flags]
-    run = run_program(*job_flags, *flags, "--output_dir", str(tmp_path / "out"), capture_output=True, text=True)
+    run = run_job(*job_flags, *flags, "--output_dir", str(tmp_path / "out"))
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
     message = next(line for line in run.stderr.splitlines() if line.startswith("shoal: "))
@@ -277,35 +279,26 @@ def test_weights_that_are_missing_are_not_made_up(tiny_model: Path, job_flags: l
     shutil.copytree(tiny_model, model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
-    run = run_program(
-        *job_flags, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"),
-        capture_output=True, text=True,
-    )  # fmt: skip
+    run = run_job(*job_flags, "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"))
     assert run.returncode == 2 and "lacks" in run.stderr and "layers.2" in run.stderr, run.stderr
 
 
 def test_a_folder_in_use_is_left_alone(job_flags: list[str], tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"):
-        run = run_program(*job_flags, "--output_dir", str(tmp_path), capture_output=True, text=True)
+        run = run_job(*job_flags, "--output_dir", str(tmp_path))
     assert run.returncode == 2 and "another job is working" in run.stderr, run.stderr
     assert not (tmp_path / "job.yaml").exists()
 
 
 def test_bad_input_under_the_deepspeed_launcher(job_flags: list[str], tmp_path: Path) -> None:
-    run = run_program(
-        *job_flags, "--label_column_name=class", "--output_dir", str(tmp_path), num_ranks=2,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    run = run_program(*job_flags, "--label_column_name=class", "--output_dir", str(tmp_path), num_ranks=2)
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("shoal: ") == 1 and "'class'" in run.stderr
     assert "Traceback" not in run.stderr
 
 
 def test_a_diverging_job_fails_and_says_why(job_flags: list[str], tmp_path: Path) -> None:
-    run = run_program(
-        *job_flags, "--learning_rate=1e30", "--max_grad_norm=0", "--output_dir", str(tmp_path),
-        capture_output=True, text=True,
-    )  # fmt: skip
+    run = run_job(*job_flags, "--learning_rate=1e30", "--max_grad_norm=0", "--output_dir", str(tmp_path))
     assert run.returncode == 1
     assert "training diverged" in run.stderr and "training.learning_rate" in run.stderr
     assert not (tmp_path / "result.json").exists()
