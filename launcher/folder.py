@@ -15,9 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import yaml
 
 from launcher.board import Placement
 from launcher.expand import StudyJob
-from training.disk import alone_in
+from training.disk import alone_in, append_line, wait_for_room
 from training.errors import UserError
 from training.parse import read_yaml
 from training.plan import Plan, write_plan
@@ -59,6 +60,8 @@ class StudyFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.jobs = root / "jobs"
+        self.say: Callable[[str], None] = print
+        """Told that a write waits for room on the disk."""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,17 +120,16 @@ class StudyFolder:
     def record_placement(self, event: str, placement: Placement) -> None:
         """Add to placements.jsonl that a job starts on its cards or leaves them."""
         line = {"time": round(time.time(), 3), "event": event, "job": placement.job, **placement.to_dict()}
-        with (self.root / "placements.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._keep(partial(append_line, self.root / "placements.jsonl", json.dumps(line, ensure_ascii=False)))
 
     def write_plan(self, spec: JobSpec, plan: Plan) -> None:
         """Write plan.json, which the job's next try begins with."""
-        write_plan(self.jobs / spec.name, spec, spec.num_ranks, plan)
+        self._keep(partial(write_plan, self.jobs / spec.name, spec, spec.num_ranks, plan))
 
     def write_result(self, result: RunResult) -> None:
         """Write result.json for a success and failure.json for a failure."""
         name = "result.json" if result.status == "succeeded" else "failure.json"
-        write_json(self.jobs / result.name / name, result.to_dict())
+        self._keep(partial(write_json, self.jobs / result.name / name, result.to_dict()))
 
     def read_results(self, names: Sequence[str]) -> list[RunResult]:
         """Return the result or failure of each of these jobs that has one."""
@@ -150,4 +152,10 @@ class StudyFolder:
 
     def write_baselines(self, baselines: Baselines) -> None:
         """Write baselines.json."""
-        write_json(self.root / "baselines.json", baselines)
+        self._keep(partial(write_json, self.root / "baselines.json", baselines))
+
+    def _keep(self, write: Callable[[], None]) -> None:
+        """Write what only a running study knows; where the disk is full, wait for room rather than lose it."""
+        wait_for_room(
+            write, partial(self.say, f"The disk of {self.root} is full. The study waits until there is room.")
+        )

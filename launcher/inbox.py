@@ -1,7 +1,8 @@
 """How a rank's events and files reach the study folder on the head, with no shared disk.
 
 `Inbox` is one Ray actor on the head's node; `RayRecorder` is the rank's end of it. Files travel in chunks, each
-acknowledged before the next, so a large checkpoint never fills the memory of either side.
+acknowledged before the next, so a large checkpoint never fills the memory of either side. Where the head's disk is
+full, a job waits for room with what it has to save.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-from training.disk import flush
+from training.disk import append_line, flush, is_full, wait_for_room
 from training.recorder import EVENTS_FILE, Event
 
 CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
+MOST_UNWRITTEN = 100_000
+"""Events kept in memory while the disk is full; jobs wait by then, so that there are few."""
 
 
 class Inbox:
@@ -25,14 +29,21 @@ class Inbox:
     def __init__(self, jobs_folder: str) -> None:
         self.jobs_folder = Path(jobs_folder)
         self.new_events: list[tuple[str, Event]] = []
+        self.unwritten: deque[tuple[str, Event]] = deque(maxlen=MOST_UNWRITTEN)
 
     def event(self, job: str, event: Event) -> None:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
         self.new_events.append((job, event))
-        folder = self.jobs_folder / job
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self.unwritten.append((job, event))
+        while self.unwritten:
+            job, event = self.unwritten[0]
+            try:
+                append_line(self.jobs_folder / job / EVENTS_FILE, json.dumps(event, ensure_ascii=False))
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return  # written with one that comes later
+            self.unwritten.popleft()
 
     def drain(self) -> list[tuple[str, Event]]:
         """Return (job, event) of all that came since the last call."""
@@ -94,12 +105,17 @@ class RayRecorder:
         self.inbox.event.remote(self.job, {"time": round(time.time(), 3), "kind": kind, **values})
 
     def save(self, relative_path: str, source: Path) -> None:
-        """Send a file or folder and wait until it lies in the study folder.
+        """Send a file or folder and wait until it lies in the study folder, for room on the head's disk if need be.
 
         result.json stays here: the head writes it once every rank has ended well.
         """
         if relative_path == "result.json":
             return
+        message = f"the head's disk is full; the job waits with {relative_path} until there is room"
+        wait_for_room(lambda: self._send(relative_path, source), lambda: self.event("waiting", message=message))
+
+    def _send(self, relative_path: str, source: Path) -> None:
+        """Send a file or folder. Raises OSError where the head cannot keep it."""
         self._call("begin", relative_path)
         files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
         for path in files:
@@ -126,7 +142,12 @@ class RayRecorder:
     def _call(self, method: str, *arguments: Any) -> Any:
         import ray
 
-        return ray.get(getattr(self.inbox, method).remote(self.job, *arguments))
+        try:
+            return ray.get(getattr(self.inbox, method).remote(self.job, *arguments))
+        except ray.exceptions.RayTaskError as error:
+            if is_full(error.cause):
+                raise error.cause from None
+            raise
 
 
 def _delete(path: Path) -> None:

@@ -52,6 +52,7 @@ class JobRunner:
         max_failures: int,
     ) -> None:
         self.cluster, self.folder, self.states, self.view = cluster, folder, states, view
+        folder.say = view.say
         self.scratch = scratch
         self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
@@ -174,6 +175,8 @@ class JobRunner:
         for name, event in self.ray.get(self.inbox.drain.remote()):
             # Jobs that share their data are prepared together; the first of them has the messages.
             self.states[name].apply(event)
+            if event["kind"] == "waiting":
+                self.view.say(f"{name}: {event['message']}")
             if event["kind"] == "step" and name in self.running:
                 self.scheduler.expect(name, time.monotonic() + event["eta_seconds"])
 

@@ -1,16 +1,21 @@
-"""Files as the disk has them: flushed, so that a rename survives a power cut; hashed; locked."""
+"""Files as the disk has them: flushed, so that a rename survives a power cut; hashed; locked; without room for more."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from training.errors import UserError
+
+WAIT_SECONDS = 5.0
+"""Between two tries to write to a disk that is full."""
 
 
 def flush(path: Path) -> None:
@@ -51,3 +56,37 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room on the disk, or in its owner's quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def wait_for_room(write: Callable[[], None], say: Callable[[], None]) -> None:
+    """Call `write`; where the disk is full, call `say` once and `write` again every few seconds until there is room."""
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            if not is_full(error):
+                raise
+        say()
+        say = _nothing
+        time.sleep(WAIT_SECONDS)
+
+
+def _nothing() -> None:
+    """Say nothing more."""
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, the whole of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = (line + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.write(content) < len(content):  # there was room for a part of it
+            os.ftruncate(file.fileno(), size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
