@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.errors import UserError
-from training.loading import Partition, stream_base
+from training.loading import Partition, how_to_convert, stream_base
 from training.packing import PACKED_ATTENTION
 from training.spec import TINY_LLAMA, LoraSpec, ModelSpec
 from training.tiny_llama import ensure_tiny_llama
@@ -63,10 +63,10 @@ def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None], *, weight
                 f"model folder {folder} holds no config.json. Give the folder of a Hugging Face checkpoint."
             )
         if weights and not any(folder.glob("*.safetensors")):
-            raise UserError(
-                f"model folder {folder} holds no .safetensors file. Save the model with "
-                "model.save_pretrained(folder) first; pickle checkpoints are not loaded."
-            )
+            mend = "Give the folder of a whole checkpoint."
+            if any(folder.glob("*.bin")):
+                mend = f"Pickled weights can run code and are not loaded. Convert them: {how_to_convert(str(folder))}"
+            raise UserError(f"model folder {folder} holds no .safetensors file. {mend}")
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist. Give an existing folder or a hub name (owner/model).")
@@ -160,9 +160,16 @@ def load_base(
         if model is None:
             model, missing = _load_whole(spec, checkpoint, config, dtype, device, quantization)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        mend = "Check that config.json and the .safetensors files are whole and belong together."
+        if isinstance(error, OSError) and "safetensors" in str(error):  # transformers found no such file
+            mend += (
+                " Pickled weights (.bin) are not loaded: of a hub model, run "
+                f"`hf download {checkpoint} --local-dir FOLDER`, convert them, and give that folder: "
+                f"{how_to_convert('FOLDER')}"
+            )
+        first_line = str(error).splitlines()[0]
         raise UserError(
-            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]} "
-            "Check that config.json and the .safetensors files are whole and belong together."
+            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {first_line} {mend}"
         ) from None
     require_head(model, spec, config)
     if missing:
