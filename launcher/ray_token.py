@@ -48,7 +48,7 @@ def make_token() -> None:
         with suppress(FileExistsError):  # another study was faster: its token is the one
             os.link(temporary, path)
     finally:
-        os.unlink(temporary)
+        Path(temporary).unlink()
 
 
 def protect_token() -> None:
@@ -64,7 +64,7 @@ def protect_token() -> None:
     except PermissionError:
         raise UserError(f"Ray's token {path} is open to other accounts. Have its owner run: chmod 600 {path}") from None
     print(
-        f"shoal: Ray's token {path} was open to other accounts (mode {mode:04o}); it is 0600 now. If one of them is not "
-        "to be trusted, delete the file: a new token is made.",
+        f"shoal: Ray's token {path} was open to other accounts (mode {mode:04o}); it is 0600 now. If one of them "
+        "is not to be trusted, delete the file: a new token is made.",
         file=sys.stderr,
     )

@@ -83,16 +83,20 @@ def load_config(spec: ModelSpec, checkpoint: str, label_names: list[str]) -> Any
     try:
         config = AutoConfig.from_pretrained(checkpoint, **hub_options(spec))
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {spec.model_name_or_path!r} was not found or cannot be read: {first_line} "
-            "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
-        ) from None
+        mend = "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
+        raise UserError(f"model {spec.model_name_or_path!r} cannot be read: {_reason(error, mend)}") from None
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.problem_type = "single_label_classification"
     return config
+
+
+def _reason(error: Exception, mend: str) -> str:
+    """Return what transformers says of a checkpoint, and the mend, which is another for a checkpoint's own code."""
+    if "trust_remote_code" in str(error):
+        mend = "It may do anything: read that code, then set model.trust_remote_code: true."
+    return f"{str(error).strip().splitlines()[0]} {mend}"
 
 
 def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
@@ -104,11 +108,8 @@ def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, **hub_options(spec))
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"tokenizer of {spec.model_name_or_path!r} cannot be read: {first_line} "
-            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model."
-        ) from None
+        mend = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model."
+        raise UserError(f"tokenizer of {spec.model_name_or_path!r} cannot be read: {_reason(error, mend)}") from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         tokenizer.pad_token = _spare_token(tokenizer)

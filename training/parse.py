@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from training.errors import UserError, nearest
+from training.redact import redact_values
 from training.spec import JobSpec
 
 T = TypeVar("T")
@@ -159,8 +160,26 @@ def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
 
 
+def _refuse_secrets(content: NestedDict, source: str) -> None:
+    """Raise UserError for a setting that holds a token or password: job.yaml and the reports would show it."""
+    before: Any = content
+    after: Any = redact_values(content)
+    keys: list[str] = []
+    while before != after:
+        items = before.items() if isinstance(before, dict) else enumerate(before) if isinstance(before, list) else []
+        differs = next((key for key, value in items if value is not after[key] and value != after[key]), None)
+        if differs is None:
+            raise UserError(
+                f"{source}: {'.'.join(keys)} holds a secret, which job.yaml and the reports would show. Take it out; "
+                "the hub's token is read from $HF_TOKEN or from where `hf auth login` puts it."
+            )
+        keys.append(str(differs))
+        before, after = before[differs], after[differs]
+
+
 def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
     """Validate plain values into the dataclass `cls`; `source` names the file or "flags" in messages."""
+    _refuse_secrets(dict(content), source)
     try:
         return TypeAdapter(cls).validate_python(dict(content))
     except UserError as error:

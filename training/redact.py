@@ -40,7 +40,7 @@ def redact_values(values: dict[str, Any]) -> dict[str, Any]:
             return _redact(value, secrets)
         if isinstance(value, dict):
             return {key: clean(item) for key, item in value.items()}
-        return [clean(item) for item in value] if isinstance(value, list | tuple) else value
+        return type(value)(clean(item) for item in value) if isinstance(value, list | tuple) else value
 
     return {key: clean(item) for key, item in values.items()}
 

@@ -214,7 +214,11 @@ def _class_names(metadata: bytes | None) -> dict[str, list[str]]:
     """Return column -> class names of what `datasets` writes into a schema; nothing where it is none of its writing."""
     try:
         features = json.loads(metadata or b"{}").get("info", {}).get("features", {})
-        labels = {name: item for name, item in features.items() if item.get("_type") == "ClassLabel"}
-        return {name: [str(label) for label in item["names"]] for name, item in labels.items()}
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return {name: feature["names"] for name, feature in features.items() if _is_class_label(feature)}
+    except (ValueError, RecursionError, AttributeError):
         return {}
+
+
+def _is_class_label(feature: Any) -> bool:
+    """Whether a feature of `datasets` holds class ids."""
+    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
