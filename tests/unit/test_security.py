@@ -107,10 +107,10 @@ def test_a_clusters_ray_asks_for_the_token_and_its_dashboard_is_the_heads_own(na
 
 @pytest.mark.parametrize("there", [True, False])
 def test_the_heads_token_is_its_owners_alone(tmp_path: Path, there: bool) -> None:
-    """The command of cluster.yaml, with a stand-in for `ray get-auth-token --generate`, which makes it readable."""
+    """The command of cluster.yaml, with a stand-in for `ray get-auth-token --generate`, which minds no rights."""
     ray, token = tmp_path / "shoal/.venv/bin/ray", tmp_path / ".ray/auth_token"
     ray.parent.mkdir(parents=True)
-    ray.write_text("#!/bin/sh\numask 022; echo new > ~/.ray/auth_token\n")
+    ray.write_text("#!/bin/sh\necho new > ~/.ray/auth_token; stat -c %a ~/.ray/auth_token > ~/at-first\n")
     ray.chmod(0o755)
     if there:
         token.parent.mkdir()
@@ -120,6 +120,7 @@ def test_the_heads_token_is_its_owners_alone(tmp_path: Path, there: bool) -> Non
     subprocess.run(["bash", "-c", command], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)
     assert token.read_text() == ("old\n" if there else "new\n")
     assert mode_of(token) == 0o600
+    assert there or (tmp_path / "at-first").read_text() == "600\n"
 
 
 # Secrets
