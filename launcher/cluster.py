@@ -6,8 +6,8 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -24,6 +24,7 @@ from launcher.cards import (
     resources,
 )
 from launcher.expand import CHECKOUT
+from launcher.ray_token import make_token, protect_token, require_token_auth, token_file
 from training.errors import UserError
 
 OBJECT_STORE_BYTES = 512 << 20
@@ -44,9 +45,13 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = address or os.environ.get("RAY_ADDRESS")
         self.joined = bool(address) and address != "local"
-        if self.joined and _token_file().exists():
+        if not self.joined:
+            require_token_auth()
+            make_token()
+        elif token_file().exists():
             # Ray protects the clusters it starts with a token, but shows it to others only when told to.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
+        protect_token()
         import ray
 
         self.ray = ray
@@ -183,11 +188,6 @@ def _reserved(placement: Placement, card: Card) -> dict[str, float]:
     return {card.resource: placement.request.card_gib, **memory}
 
 
-def _token_file() -> Path:
-    """Return where this machine keeps the token of its Ray clusters."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-
-
 def _knock(address: str) -> None:
     """Raise OSError where nobody listens at "host:port": Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
@@ -206,12 +206,30 @@ def _start_local(ray: Any, cards: Sequence[LocalCard], quiet: dict[str, Any]) ->
         "object_store_memory": OBJECT_STORE_BYTES,
         **quiet,
     }
+    with _on_loopback():
+        try:
+            return ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **start)
+        except Exception:
+            # The dashboard is a convenience; a study runs without it.
+            ray.shutdown()
+            return ray.init(include_dashboard=False, **start)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have the Ray that is started listen at 127.0.0.1 alone: nobody else has to reach a single machine's.
+
+    Ray does so by itself on macOS and Windows. On Linux it has no option for it: it turns a `_node_ip_address` of
+    127.0.0.1 into the address in the network.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        return ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **start)
-    except Exception:
-        # The dashboard is a convenience; a study runs without it.
-        ray.shutdown()
-        return ray.init(include_dashboard=False, **start)
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

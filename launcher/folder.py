@@ -31,7 +31,7 @@ from training.errors import UserError
 from training.parse import read_yaml
 from training.plan import Plan, write_plan
 from training.result import RunResult, read_result, write_json
-from training.spec import JobSpec
+from training.spec import JobSpec, require_folder_name
 
 Baselines = dict[str, list[dict[str, Any]]]
 """Key of the data -> its baselines."""
@@ -104,7 +104,10 @@ class StudyFolder:
             raise UserError(f"{self.root} is no study folder: it holds no study.yaml. Give outputs/<study>.")
         content = read_yaml(path, "study.yaml")
         try:
-            return str(content["name"]), [str(job["name"]) for job in content["jobs"]]
+            names = [str(job["name"]) for job in content["jobs"]]
+            for name in names:
+                require_folder_name(name)
+            return str(content["name"]), names
         except (KeyError, TypeError):
             raise UserError(f"{path} is damaged. Run the study again: it writes that file anew.") from None
 

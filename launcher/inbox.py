@@ -1,8 +1,9 @@
 """How a rank's events and files reach the study folder on the head, with no shared disk.
 
 `Inbox` is one Ray actor on the head's node; `RayRecorder` is the rank's end of it. Files travel in chunks, each
-acknowledged before the next, so a large checkpoint never fills the memory of either side. Where the head's disk is
-full, a job waits for room with what it has to save.
+acknowledged before the next, so a large checkpoint never fills the memory of either side. What a rank names cannot
+leave the job's folder, and what it links to is not sent. Where the head's disk is full, a job waits for room with what
+it has to save.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from training.disk import append_line, flush, is_full, wait_for_room
+from training.errors import ShoalError
 from training.recorder import EVENTS_FILE, Event
+from training.redact import redact_values
 
 CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
@@ -29,16 +32,16 @@ class Inbox:
     def __init__(self, jobs_folder: str) -> None:
         self.jobs_folder = Path(jobs_folder)
         self.new_events: list[tuple[str, Event]] = []
-        self.unwritten: deque[tuple[str, Event]] = deque(maxlen=MOST_UNWRITTEN)
+        self.unwritten: deque[tuple[Path, Event]] = deque(maxlen=MOST_UNWRITTEN)
 
     def event(self, job: str, event: Event) -> None:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
         self.new_events.append((job, event))
-        self.unwritten.append((job, event))
+        self.unwritten.append((self._inside(job, "") / EVENTS_FILE, event))
         while self.unwritten:
-            job, event = self.unwritten[0]
+            path, event = self.unwritten[0]
             try:
-                append_line(self.jobs_folder / job / EVENTS_FILE, json.dumps(event, ensure_ascii=False))
+                append_line(path, json.dumps(event, ensure_ascii=False))
             except OSError as error:
                 if not is_full(error):
                     raise
@@ -56,15 +59,14 @@ class Inbox:
 
     def chunk(self, job: str, relative_path: str, file: str, content: bytes) -> None:
         """Append to `file` within a folder being sent; `file` is "" where a single file is."""
-        target = self._incoming(job, relative_path)
-        target = target / file if file else target
+        target = self._incoming(job, relative_path, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("ab") as opened:
             opened.write(content)
 
     def commit(self, job: str, relative_path: str) -> None:
         """Put what was sent in its place, replacing what was there."""
-        target = self.jobs_folder / job / relative_path
+        target = self._inside(job, relative_path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             _delete(target)
@@ -74,23 +76,33 @@ class Inbox:
 
     def remove(self, job: str, relative_path: str) -> None:
         """Delete a file or folder of the job, if it is there."""
-        _delete(self.jobs_folder / job / relative_path)
+        _delete(self._inside(job, relative_path))
 
     def list_files(self, job: str, folder: str) -> list[str]:
         """Return the paths of all files under a folder of the job, relative to the job; of a file its own."""
-        root = self.jobs_folder / job
-        if (root / folder).is_file():
+        root, within = self._inside(job, ""), self._inside(job, folder)
+        if within.is_file():
             return [folder]
-        return sorted(str(path.relative_to(root)) for path in (root / folder).rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(root)) for path in within.rglob("*") if path.is_file())
 
     def read(self, job: str, relative_path: str, offset: int) -> bytes:
         """Return the next chunk of a file; empty at its end."""
-        with (self.jobs_folder / job / relative_path).open("rb") as file:
+        with self._inside(job, relative_path).open("rb") as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
 
-    def _incoming(self, job: str, relative_path: str) -> Path:
-        return self.jobs_folder / job / INCOMING / relative_path.replace("/", "--")
+    def _incoming(self, job: str, relative_path: str, file: str = "") -> Path:
+        """Return where what is being sent lies until all of it is here."""
+        self._inside(job, relative_path)
+        return self._inside(job, Path(INCOMING, relative_path.replace("/", "--"), file))
+
+    def _inside(self, job: str, relative_path: str | Path) -> Path:
+        """Return a path in the job's folder; raise ShoalError for one that leaves it, by its name or by a link."""
+        path = self.jobs_folder / job / relative_path
+        is_name = job == Path(job).name and ".." not in Path(job, relative_path).parts
+        if not job or not is_name or not path.resolve().is_relative_to(self.jobs_folder.resolve() / job):
+            raise ShoalError(f"job {job!r} names {str(relative_path)!r}, which is not in its folder")
+        return path
 
 
 class RayRecorder:
@@ -102,7 +114,7 @@ class RayRecorder:
 
     def event(self, kind: str, **values: Any) -> None:
         """Send one event; does not wait."""
-        self.inbox.event.remote(self.job, {"time": round(time.time(), 3), "kind": kind, **values})
+        self.inbox.event.remote(self.job, {"time": round(time.time(), 3), "kind": kind, **redact_values(values)})
 
     def save(self, relative_path: str, source: Path) -> None:
         """Send a file or folder and wait until it lies in the study folder, for room on the head's disk if need be.
@@ -117,7 +129,11 @@ class RayRecorder:
     def _send(self, relative_path: str, source: Path) -> None:
         """Send a file or folder. Raises OSError where the head cannot keep it."""
         self._call("begin", relative_path)
-        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        entries = sorted(source.rglob("*")) if source.is_dir() else [source]
+        links = [path for path in entries if path.is_symlink()]
+        if links:
+            raise ShoalError(f"{links[0]} is a symbolic link: what it leads to is not part of {relative_path}")
+        files = [path for path in entries if path.is_file()]
         for path in files:
             name = str(path.relative_to(source)) if source.is_dir() else ""
             self._call("chunk", relative_path, name, b"")

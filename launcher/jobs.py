@@ -25,6 +25,7 @@ from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
 from training.plan import Plan, RetryWith
+from training.redact import redact
 from training.result import RunResult
 
 POLL_SECONDS = 0.5
@@ -304,7 +305,7 @@ class JobRunner:
                 fingerprint=fingerprint(job),
                 num_ranks=job.written.num_ranks,
                 restarts=self.restarts[job.name],
-                error={"message": message, "log_tail": log_tail},
+                error={"message": redact(message), "log_tail": redact(log_tail)},
             )
         )
 

@@ -19,6 +19,9 @@ def render_markdown(report: dict[str, Any]) -> str:
         f"{len(succeeded)} of {report['num_jobs']} jobs succeeded, {len(failed)} failed, "
         f"{report['num_jobs'] - len(jobs)} not run."
     )
+    models = [job["settings"]["model"] for job in jobs]
+    if trusted := sorted({model["model_name_or_path"] for model in models if model["trust_remote_code"]}):
+        sections.append(f"**trust_remote_code was on**: Python code that came with {', '.join(trusted)} was run.")
     if report["groups"]:
         sections += ["## Settings", _groups(report)]
     if report["baselines"]:

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from launcher.state import JobState
+from training.redact import redact
 
 SECONDS_BETWEEN_LINES = 10.0
 LINES_BESIDE = 8
@@ -47,7 +48,7 @@ class StudyView:
 
     def say(self, message: str) -> None:
         """Print a line above the table."""
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(redact(message), highlight=False, markup=False, soft_wrap=True)
 
     def update(self) -> None:
         """Show the states as they are now."""

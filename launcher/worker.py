@@ -22,6 +22,7 @@ from training.errors import ShoalError, UserError
 from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port
 from training.recorder import Recorder, SilentRecorder
+from training.redact import redact, redact_file
 from training.result import RunResult
 from training.spec import JobSpec
 
@@ -83,10 +84,10 @@ class RankActor:
         except RetryWith as retry:
             return {"ok": False, "error": str(retry), "is_user_error": False, "plan": asdict(retry.plan)}
         except ShoalError as error:
-            return {"ok": False, "error": str(error), "is_user_error": isinstance(error, UserError)}
+            return {"ok": False, "error": redact(str(error)), "is_user_error": isinstance(error, UserError)}
         except Exception as error:
             traceback.print_exc()
-            return {"ok": False, "error": f"{type(error).__name__}: {error}", "is_user_error": False}
+            return {"ok": False, "error": redact(f"{type(error).__name__}: {error}"), "is_user_error": False}
         return {"ok": True, "result": None if result is None else result.to_dict()}
 
 
@@ -157,6 +158,7 @@ def collect_logs(job: str, workdir: str, inbox: Any) -> dict[str, str]:
     tails = {}
     recorder = RayRecorder(inbox, job)
     for log in sorted(Path(workdir).glob("rank*.log")):
+        redact_file(log)
         recorder.save(log.name, log)
         tails[log.name] = log_tail(log)
     shutil.rmtree(workdir, ignore_errors=True)
@@ -176,6 +178,8 @@ def log_tail(log: Path) -> str:
 def _task_error(error: Exception) -> Outcome:
     """Turn what a task met into an outcome; our own errors need no traceback."""
     if isinstance(error, ShoalError):
-        return {"ok": False, "error": str(error), "is_user_error": isinstance(error, UserError), "log_tail": ""}
-    tail = "\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:])
-    return {"ok": False, "error": f"{type(error).__name__}: {error}", "is_user_error": False, "log_tail": tail}
+        error_text = redact(str(error))
+        return {"ok": False, "error": error_text, "is_user_error": isinstance(error, UserError), "log_tail": ""}
+    tail = redact("\n".join(traceback.format_exc().splitlines()[-LOG_TAIL_LINES:]))
+    error_text = redact(f"{type(error).__name__}: {error}")
+    return {"ok": False, "error": error_text, "is_user_error": False, "log_tail": tail}

@@ -10,12 +10,14 @@ ShoalError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_STOPPED = 143
+MAX_LISTED = 20
+"""Names that a message shows; a hostile file may have thousands of columns."""
 
 
 class ShoalError(Exception):
@@ -33,6 +35,12 @@ class VerificationError(ShoalError):
 def describe_os_error(error: OSError) -> str:
     """Return what a file or folder refused, and what to look at."""
     return f"{error.filename}: {error.strerror}. Check that the path exists, may be written to and has room."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in quotes, the first of them where they are many."""
+    shown = ", ".join(f"{name!r:.100}" for name in names[:MAX_LISTED])
+    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.errors import UserError
-from training.loading import Partition, stream_base
+from training.loading import Partition, how_to_convert, stream_base
 from training.packing import PACKED_ATTENTION
 from training.spec import TINY_LLAMA, LoraSpec, ModelSpec
 from training.tiny_llama import ensure_tiny_llama
@@ -63,10 +63,10 @@ def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None], *, weight
                 f"model folder {folder} holds no config.json. Give the folder of a Hugging Face checkpoint."
             )
         if weights and not any(folder.glob("*.safetensors")):
-            raise UserError(
-                f"model folder {folder} holds no .safetensors file. Save the model with "
-                "model.save_pretrained(folder) first; pickle checkpoints are not loaded."
-            )
+            mend = "Give the folder of a whole checkpoint."
+            if any(folder.glob("*.bin")):
+                mend = f"Pickled weights can run code and are not loaded. Convert them: {how_to_convert(str(folder))}"
+            raise UserError(f"model folder {folder} holds no .safetensors file. {mend}")
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name} does not exist. Give an existing folder or a hub name (owner/model).")
@@ -83,16 +83,20 @@ def load_config(spec: ModelSpec, checkpoint: str, label_names: list[str]) -> Any
     try:
         config = AutoConfig.from_pretrained(checkpoint, **hub_options(spec))
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {spec.model_name_or_path!r} was not found or cannot be read: {first_line} "
-            "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
-        ) from None
+        mend = "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
+        raise UserError(f"model {spec.model_name_or_path!r} cannot be read: {_reason(error, mend)}") from None
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
     config.problem_type = "single_label_classification"
     return config
+
+
+def _reason(error: Exception, mend: str) -> str:
+    """Return what transformers says of a checkpoint, and the mend, which is another for a checkpoint's own code."""
+    if "trust_remote_code" in str(error):
+        mend = "It may do anything: read that code, then set model.trust_remote_code: true."
+    return f"{str(error).strip().splitlines()[0]} {mend}"
 
 
 def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
@@ -104,11 +108,8 @@ def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, **hub_options(spec))
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"tokenizer of {spec.model_name_or_path!r} cannot be read: {first_line} "
-            "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model."
-        ) from None
+        mend = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the model."
+        raise UserError(f"tokenizer of {spec.model_name_or_path!r} cannot be read: {_reason(error, mend)}") from None
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.bos_token_id):
         tokenizer.pad_token = _spare_token(tokenizer)
@@ -160,9 +161,16 @@ def load_base(
         if model is None:
             model, missing = _load_whole(spec, checkpoint, config, dtype, device, quantization)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        mend = "Check that config.json and the .safetensors files are whole and belong together."
+        if isinstance(error, OSError) and "safetensors" in str(error):  # transformers found no such file
+            mend += (
+                " Pickled weights (.bin) are not loaded: of a hub model, run "
+                f"`hf download {checkpoint} --local-dir FOLDER`, convert them, and give that folder: "
+                f"{how_to_convert('FOLDER')}"
+            )
+        first_line = str(error).splitlines()[0]
         raise UserError(
-            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {str(error).splitlines()[0]} "
-            "Check that config.json and the .safetensors files are whole and belong together."
+            f"model {spec.model_name_or_path!r} cannot be loaded as a classifier: {first_line} {mend}"
         ) from None
     require_head(model, spec, config)
     if missing:

@@ -5,6 +5,7 @@ Unknown keys are refused with the nearest known name; each message holds the fil
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from training.errors import UserError, nearest
+from training.redact import redact_values
 from training.spec import JobSpec
 
 T = TypeVar("T")
@@ -37,8 +39,19 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{what} {path} cannot be read: {error}. Check the path.") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML forbids and PyYAML lets the last one win."""
+MAX_CHARACTERS = 1 << 22
+"""That aliases may add to a YAML file. A few lines of aliases to aliases stand for more than any memory holds."""
+
+
+class _StudyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which PyYAML lets the last one win, and aliases that explode."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _characters(node, {}) > MAX_CHARACTERS + self.index:
+            problem = f"written out, its aliases (*name) take more than {MAX_CHARACTERS >> 20} MiB"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -52,11 +65,25 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
+def _characters(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Return the characters a node stands for; `known` holds those of the nodes with parts, None while counted."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = None
+        parts = itertools.chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_characters(part, known) for part in parts)
+    size = known[id(node)]
+    if size is None:
+        raise yaml.MarkedYAMLError(problem="an alias stands within what it names", problem_mark=node.start_mark)
+    return size
+
+
 def read_yaml(path: Path, what: str) -> NestedDict:
     """Return the mapping a YAML file holds."""
     text = read_text(path, what)
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=_StudyLoader)
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{what} {path}{where}: {error.problem}. Mend the YAML there.") from None
@@ -133,8 +160,26 @@ def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
 
 
+def _refuse_secrets(content: NestedDict, source: str) -> None:
+    """Raise UserError for a setting that holds a token or password: job.yaml and the reports would show it."""
+    before: Any = content
+    after: Any = redact_values(content)
+    keys: list[str] = []
+    while before != after:
+        items = before.items() if isinstance(before, dict) else enumerate(before) if isinstance(before, list) else []
+        differs = next((key for key, value in items if value is not after[key] and value != after[key]), None)
+        if differs is None:
+            raise UserError(
+                f"{source}: {'.'.join(keys)} holds a secret, which job.yaml and the reports would show. Take it out; "
+                "the hub's token is read from $HF_TOKEN or from where `hf auth login` puts it."
+            )
+        keys.append(str(differs))
+        before, after = before[differs], after[differs]
+
+
 def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
     """Validate plain values into the dataclass `cls`; `source` names the file or "flags" in messages."""
+    _refuse_secrets(dict(content), source)
     try:
         return TypeAdapter(cls).validate_python(dict(content))
     except UserError as error:

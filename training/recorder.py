@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from training.redact import redact_values
+
 EVENTS_FILE = "events.jsonl"
 
 Event = dict[str, Any]
@@ -35,7 +37,7 @@ class FolderRecorder:
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one JSON line to events.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **values}, ensure_ascii=False)
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **redact_values(values)}, ensure_ascii=False)
         with (self.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

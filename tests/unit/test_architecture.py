@@ -21,6 +21,7 @@ CONTRACT = {
     "training.plan",
     "training.result",
     "training.recorder",
+    "training.redact",
     "training.errors",
     "training.disk",
     "training.forecast.memory_estimate",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from training.corpus.corpus import Table
-from training.errors import UserError, nearest
+from training.errors import UserError, listed, nearest
 
 
 def choose_text_columns(table: Table, wanted: list[str] | None, label_column_name: str) -> list[str]:
@@ -30,7 +30,7 @@ def choose_text_columns(table: Table, wanted: list[str] | None, label_column_nam
     if len(others) == 1:
         return others
     raise UserError(
-        f"{table.source} has no column 'text'. Its columns are {', '.join(table.column_names)}. "
+        f"{table.source} has no column 'text'. Its columns are {listed(table.column_names)}. "
         "Set data.text_column_names to the one(s) to use."
     )
 
@@ -40,7 +40,7 @@ def _require_column(table: Table, name: str, key: str) -> None:
     if name not in table.column_names:
         hint = nearest(name, table.column_names) or "."
         raise UserError(
-            f"{table.source} has no column {name!r}{hint} Its columns are {', '.join(map(repr, table.column_names))}. "
+            f"{table.source} has no column {name!r}{hint} Its columns are {listed(table.column_names)}. "
             f"Set {key} to one of them (the first line of a CSV file must name the columns)."
         )
 

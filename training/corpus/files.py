@@ -207,11 +207,18 @@ def _read_parquet(path: Path) -> Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"data file {path} is not a whole Parquet file: {reason} Copy or write it again.") from None
-    features = json.loads((arrow.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    class_names = {name: feature["names"] for name, feature in features.items() if _is_class_label(feature)}
-    return Table.of(str(path), columns, class_names=class_names)
+    return Table.of(str(path), columns, class_names=_class_names((arrow.schema.metadata or {}).get(b"huggingface")))
+
+
+def _class_names(metadata: bytes | None) -> dict[str, list[str]]:
+    """Return column -> class names of what `datasets` writes into a schema; nothing where it is none of its writing."""
+    try:
+        features = json.loads(metadata or b"{}").get("info", {}).get("features", {})
+        return {name: feature["names"] for name, feature in features.items() if _is_class_label(feature)}
+    except (ValueError, RecursionError, AttributeError):
+        return {}
 
 
 def _is_class_label(feature: Any) -> bool:
     """Whether a feature of `datasets` holds class ids."""
-    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    return isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from training.corpus.columns import cell_text, join_text, require_unicode
 from training.corpus.files import BYTE_ORDER_MARK, naming_faults, not_utf8, parse_csv, parse_json_lines
-from training.errors import UserError, nearest
+from training.errors import UserError, listed, nearest
 
 EXTENSIONS = ".csv, .tsv, .jsonl (each also .gz) and .parquet"
 STANDARD_INPUT = "standard input"
@@ -126,7 +126,7 @@ def _no_column(where: str, wanted: list[str], present: list[str]) -> UserError:
     missing = next(name for name in wanted if name not in present)
     hint = nearest(missing, present) or "."
     return UserError(
-        f"{where}: no column {missing!r}{hint} The columns are {', '.join(map(repr, present)) or 'none'}. The job was "
+        f"{where}: no column {missing!r}{hint} The columns are {listed(present) or 'none'}. The job was "
         f"trained on {', '.join(map(repr, wanted))}: name them so (a CSV file's first line names its columns)."
     )
 
