@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launcher.report import build_report, current
-from launcher.report_markdown import answer, render_markdown
+from launcher.report.build import build_report, current
+from launcher.report.markdown import answer, render_markdown
 from training.result import RunResult
 from training.spec import DataSpec, JobSpec, LoraSpec
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.folder import Baselines, StudyFolder
-from launcher.report_markdown import render_markdown
+from launcher.report.markdown import render_markdown
 from training.result import RunResult, write_json
 
 Report = dict[str, Any]
