@@ -18,7 +18,7 @@ from launcher.choose import Choice
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned, plan_jobs
-from launcher.report.build import group_name, varying_settings
+from launcher.report.groups import group_name, varying_settings
 from launcher.report.markdown import describe
 from launcher.run import OUTPUTS, read_jobs
 from training.errors import EXIT_FAILED

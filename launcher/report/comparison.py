@@ -1,0 +1,164 @@
+"""Whether two classifiers really differ on the same texts: tests, their correction, the size of the effect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from scipy.stats import t as student_t
+
+from launcher.report.intervals import TAILS, Interval, interval_of_difference
+from training.predictions import FloatArray
+
+LEVEL = 0.05
+"""What a corrected p-value must be below for a difference to be called real."""
+MOST_FOR_ALL_PAIRS = 20
+"""Settings; with more, the best is compared with each, and not each with each."""
+
+MCNEMAR = "McNemar exact"
+SEEDS_AND_TEXTS = "t test over seeds and texts"
+PAIRED = "paired bootstrap over texts"
+
+Comparison = dict[str, Any]
+"""See `compare`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one setting or baseline did with each text."""
+
+    name: str
+    correct: FloatArray
+    """[texts, seeds], 1 where the prediction was right."""
+    is_random: bool = True
+    """Whether another seed would give another classifier; a baseline has none."""
+    of_text: FloatArray = field(init=False)
+    """[texts], the mean over seeds."""
+    accuracy: float = field(init=False)
+    variance_between_seeds: float = field(init=False)
+    """Of the accuracies of the seeds; 0 for one."""
+    variance_of_seed: float = field(init=False)
+    """That without what stems from the draw of texts: the variance component of the seed."""
+
+    def __post_init__(self) -> None:
+        texts, seeds = self.correct.shape
+        of_text, of_seed = self.correct.mean(axis=1), self.correct.mean(axis=0)
+        between = own = 0.0
+        if seeds > 1 and texts > 1:
+            between = float(of_seed.var(ddof=1))
+            rest = self.correct - of_text[:, None] - of_seed + of_seed.mean()
+            own = max(0.0, between - float((rest**2).sum()) / ((texts - 1) * (seeds - 1)) / texts)
+        values = {
+            "of_text": of_text, "accuracy": float(of_seed.mean()), "variance_between_seeds": between,
+            "variance_of_seed": own,
+        }  # fmt: skip
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds of this side."""
+        return int(self.correct.shape[1])
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Compare two sides on the same texts, in the same order.
+
+    {"a", "b", "difference" (of accuracy, a - b), "interval" (95 %), "interval_method", "p_value", "test",
+    "effect_size" (Cohen's h of the accuracies), "effect"}.
+
+    One classifier a side: McNemar's exact test (McNemar 1947, doi:10.1007/BF02295996; Dietterich 1998,
+    doi:10.1162/089976698300017197) and the paired bootstrap, over texts: the answer is about these two classifiers.
+    With several seeds on a side the answer is about the settings, whatever seed is drawn; see `_over_seeds`.
+    """
+    difference = a.accuracy - b.accuracy
+    h = cohens_h(a.accuracy, b.accuracy)
+    comparison: Comparison = {"a": a.name, "b": b.name, "difference": difference}
+    if a.num_seeds == b.num_seeds == 1:
+        only_a, only_b = int((a.of_text > b.of_text).sum()), int((a.of_text < b.of_text).sum())
+        p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+        interval, method, test = interval_of_difference(a.of_text - b.of_text), PAIRED, MCNEMAR
+    else:
+        p_value, interval = _over_seeds(a, b)
+        method = test = SEEDS_AND_TEXTS
+    return {
+        **comparison,
+        "interval": interval,
+        "interval_method": method,
+        "p_value": float(p_value),
+        "test": test,
+        "effect_size": h,
+        "effect": effect(h),
+    }
+
+
+def _over_seeds(a: Side, b: Side) -> tuple[float, Interval]:
+    """Return p-value and interval of the difference of two settings, texts and seeds being random both.
+
+    Seeds are nested in settings and crossed with texts, as readers and cases are in studies of diagnostic tests: the
+    variance is that of the text differences (seeds averaged) plus each side's component of the seed, the degrees of
+    freedom Satterthwaite's in Hillis' form (Hillis 2007, doi:10.1002/sim.2532; nested: Hillis 2014,
+    doi:10.1002/sim.5926). A bootstrap over both, which draws anew among three seeds, finds too little variance. The
+    component of a side with one seed is taken to be the other's; a baseline has none.
+    """
+    texts = len(a.of_text)
+    differences = a.of_text - b.of_text
+    of_texts = float(differences.var(ddof=1)) / texts if texts > 1 else 0.0
+    variance, squares = of_texts, of_texts**2 / max(1, texts - 1)
+    parts = [0.0, 0.0]  # of each side's component of the seed, how many times it is in the variance
+    for index, side in enumerate((a, b)):
+        if side.is_random:
+            parts[index if side.num_seeds > 1 else 1 - index] += 1 / side.num_seeds
+    for part, side in zip(parts, (a, b), strict=True):
+        if part:
+            variance += part * side.variance_of_seed
+            squares += (part * side.variance_between_seeds) ** 2 / (side.num_seeds - 1)
+    mean = float(differences.mean())
+    if variance == 0:
+        return (1.0 if mean == 0 else 0.0), [mean, mean]
+    freedom = variance**2 / squares
+    error = variance**0.5
+    p_value = 2 * student_t.sf(abs(mean) / error, freedom)
+    low, high = mean + student_t.ppf(TAILS, freedom) * error
+    return float(p_value), [max(-1.0, float(low)), min(1.0, float(high))]
+
+
+def cohens_h(a: float, b: float) -> float:
+    """Return Cohen's effect size of two shares, 2 asin √a - 2 asin √b (Cohen 1988, chapter 6)."""
+    return float(2 * np.arcsin(a**0.5) - 2 * np.arcsin(b**0.5))
+
+
+def effect(h: float) -> str:
+    """Return Cohen's word for an effect size h."""
+    size = abs(h)
+    return "negligible" if size < 0.2 else "small" if size < 0.5 else "medium" if size < 0.8 else "large"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    ascending = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=np.float64)[order] * factors))
+    corrected = np.empty(len(p_values))
+    corrected[order] = ascending
+    return [float(value) for value in corrected]
+
+
+def compare_all(sides: Sequence[Side], best: Side | None, baselines: Sequence[Side]) -> list[Comparison]:
+    """Compare the settings of one data with each other, and the best with each baseline.
+
+    All pairs of up to MOST_FOR_ALL_PAIRS settings, else the best with each other. "p_holm" is corrected for all of
+    these; "real" says whether it is below LEVEL. `sides` and the pairs stand in the order given.
+    """
+    pairs = list(combinations(sides, 2))
+    if len(sides) > MOST_FOR_ALL_PAIRS:
+        pairs = [(best, side) for side in sides if side is not best] if best is not None else []
+    if best is not None:
+        pairs += [(best, baseline) for baseline in baselines]
+    compared = [compare(a, b) for a, b in pairs]
+    corrected = holm([item["p_value"] for item in compared])
+    return [{**item, "p_holm": p, "real": p < LEVEL} for item, p in zip(compared, corrected, strict=True)]
