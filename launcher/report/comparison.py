@@ -8,14 +8,17 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
-from launcher.report.intervals import TAILS, Interval, interval_of_difference
+from launcher.report.intervals import Interval, interval_of_difference
 from training.predictions import FloatArray
 
 LEVEL = 0.05
 """What a corrected p-value must be below for a difference to be called real."""
+SMALLEST_P = 1e-12
+"""Of the t test; a p-value below it is said to be this."""
 MOST_FOR_ALL_PAIRS = 20
 """Settings; with more, the best is compared with each, and not each with each."""
 
@@ -39,23 +42,20 @@ class Side:
     of_text: FloatArray = field(init=False)
     """[texts], the mean over seeds."""
     accuracy: float = field(init=False)
-    variance_between_seeds: float = field(init=False)
-    """Of the accuracies of the seeds; 0 for one."""
     variance_of_seed: float = field(init=False)
-    """That without what stems from the draw of texts: the variance component of the seed."""
+    """Variance of the accuracies of the seeds without what stems from the draw of texts; 0 for one seed.
+
+    Of two seeds the whole variance: what they tell is too little to take anything from it.
+    """
 
     def __post_init__(self) -> None:
         texts, seeds = self.correct.shape
         of_text, of_seed = self.correct.mean(axis=1), self.correct.mean(axis=0)
-        between = own = 0.0
-        if seeds > 1 and texts > 1:
-            between = float(of_seed.var(ddof=1))
+        of_seeds = float(of_seed.var(ddof=1)) if seeds > 1 else 0.0
+        if seeds > 2 and texts > 1:
             rest = self.correct - of_text[:, None] - of_seed + of_seed.mean()
-            own = max(0.0, between - float((rest**2).sum()) / ((texts - 1) * (seeds - 1)) / texts)
-        values = {
-            "of_text": of_text, "accuracy": float(of_seed.mean()), "variance_between_seeds": between,
-            "variance_of_seed": own,
-        }  # fmt: skip
+            of_seeds = max(0.0, of_seeds - float((rest**2).sum()) / ((texts - 1) * (seeds - 1)) / texts)
+        values = {"of_text": of_text, "accuracy": float(of_seed.mean()), "variance_of_seed": of_seeds}
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -99,32 +99,36 @@ def compare(a: Side, b: Side) -> Comparison:
 def _over_seeds(a: Side, b: Side) -> tuple[float, Interval]:
     """Return p-value and interval of the difference of two settings, texts and seeds being random both.
 
-    Seeds are nested in settings and crossed with texts, as readers and cases are in studies of diagnostic tests: the
-    variance is that of the text differences (seeds averaged) plus each side's component of the seed, the degrees of
-    freedom Satterthwaite's in Hillis' form (Hillis 2007, doi:10.1002/sim.2532; nested: Hillis 2014,
-    doi:10.1002/sim.5926). A bootstrap over both, which draws anew among three seeds, finds too little variance. The
-    component of a side with one seed is taken to be the other's; a baseline has none.
+    Seeds are nested in settings and crossed with texts, as readers and cases are in studies of diagnostic tests
+    (Obuchowski & Rockette 1995, doi:10.1080/03610919508813243; nested: Hillis 2014, doi:10.1002/sim.5926). What makes
+    the difference uncertain adds up: the text differences, seeds averaged, and of each side the variance component of
+    its seed. Each part is weighted by the square of its own Student's t (Banerjee 1961, doi:10.2307/2282116), which
+    keeps the level where few seeds vary much; Satterthwaite's degrees of freedom do not, nor does a bootstrap over
+    both, which draws anew among three seeds. A side with one seed is taken to vary as the other; a baseline does not.
     """
     texts = len(a.of_text)
     differences = a.of_text - b.of_text
-    of_texts = float(differences.var(ddof=1)) / texts if texts > 1 else 0.0
-    variance, squares = of_texts, of_texts**2 / max(1, texts - 1)
-    parts = [0.0, 0.0]  # of each side's component of the seed, how many times it is in the variance
+    parts = [(float(differences.var(ddof=1)) / texts, texts - 1)] if texts > 1 else []
+    times = [0.0, 0.0]  # the component of each side's seed
     for index, side in enumerate((a, b)):
         if side.is_random:
-            parts[index if side.num_seeds > 1 else 1 - index] += 1 / side.num_seeds
-    for part, side in zip(parts, (a, b), strict=True):
-        if part:
-            variance += part * side.variance_of_seed
-            squares += (part * side.variance_between_seeds) ** 2 / (side.num_seeds - 1)
+            times[index if side.num_seeds > 1 else 1 - index] += 1 / side.num_seeds
+    parts += [
+        (factor * side.variance_of_seed, side.num_seeds - 1)
+        for factor, side in zip(times, (a, b), strict=True)
+        if factor and side.num_seeds > 1
+    ]
     mean = float(differences.mean())
-    if variance == 0:
-        return (1.0 if mean == 0 else 0.0), [mean, mean]
-    freedom = variance**2 / squares
-    error = variance**0.5
-    p_value = 2 * student_t.sf(abs(mean) / error, freedom)
-    low, high = mean + student_t.ppf(TAILS, freedom) * error
-    return float(p_value), [max(-1.0, float(low)), min(1.0, float(high))]
+
+    def half_width(p_value: float) -> float:
+        return float(sum(variance * stdtrit(freedom, p_value / 2) ** 2 for variance, freedom in parts) ** 0.5)
+
+    half = half_width(LEVEL)
+    if abs(mean) >= half_width(SMALLEST_P):
+        p_value = SMALLEST_P if mean else 1.0
+    else:
+        p_value = 10 ** brentq(lambda power: half_width(10**power) - abs(mean), np.log10(SMALLEST_P), 0.0)
+    return float(p_value), [max(-1.0, mean - half), min(1.0, mean + half)]
 
 
 def cohens_h(a: float, b: float) -> float:
