@@ -224,8 +224,8 @@ def _data_content(data: DataSpec, hashes: dict[Path, str]) -> list[str]:
 def _refuse_choosing_by_test(data: DataSpec, hashes: Mapping[Path, str], source: str) -> None:
     """Raise where the test file stands for another split as well, under its own name or as a copy.
 
-    A validation split of the test file would choose checkpoints and settings by it; of a train file, too, where
-    validation is set aside from train. What only the rows tell is refused when they are read (training.corpus.load).
+    As validation it would choose checkpoints and settings, and as train too, where validation is set aside of it.
+    What only the rows tell is refused when they are read (training.corpus.load).
     """
     for key in ("train_file", "validation_file"):
         file = getattr(data, key)
@@ -235,8 +235,9 @@ def _refuse_choosing_by_test(data: DataSpec, hashes: Mapping[Path, str], source:
         same = Path(file).is_file() and hashes[Path(file)] == hashes[Path(data.test_file)]
         if same or Path(file).resolve() == Path(data.test_file).resolve():
             raise UserError(
-                f"{source}: data.{key} and data.test_file hold the same ({data.test_file}): the study would choose by "
-                "its test split. Give files of different texts, or leave data.test_file out."
+                f"{source}: data.{key} and data.test_file hold the same ({data.test_file}): the study would "
+                f"{'train on' if key == 'train_file' else 'choose by'} its test split. Give files of different texts, "
+                "or leave data.test_file out."
             )
 
 

@@ -51,7 +51,9 @@ def _verdict(group: dict[str, Any], report: dict[str, Any]) -> list[str]:
     tested = _comparison(group, baseline["name"], report)
     if tested is None:
         points = 100 * (group["accuracy_mean"] - baseline["accuracy"])
-        return [f"{points:+.1f} points, untested: the predictions of both are not stored."]
+        return [
+            f"{points:+.1f} points, untested: the predictions of both are not stored. Delete baselines.json and run the study again."
+        ]
     if not tested["real"]:
         return [f"No real difference: {_measured(tested)}."]
     worth = "worth it" if tested["difference"] > 0 else "not worth it"

@@ -16,6 +16,8 @@ from training.predictions import FloatArray, IntArray, Predictions
 NUM_BINS = 15
 """Of the reliability curve, as in Guo et al. 2017."""
 
+BIN_EDGES = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
+
 Scores = dict[str, Any]
 """See `scores`."""
 
@@ -64,7 +66,7 @@ def sums_of(predictions: Predictions) -> Sums:
     of_label = p[rows, predictions.labels]
     confidence = p[rows, predictions.predicted]
     # Bins are open below and closed above.
-    place = np.digitize(confidence, np.linspace(0, 1, NUM_BINS + 1)[1:-1], right=True)
+    place = np.searchsorted(BIN_EDGES, confidence, side="left")
     for row, weights in enumerate((None, confidence, predictions.labels == predictions.predicted)):
         bins[row] = np.bincount(place, weights=weights, minlength=NUM_BINS)
     return Sums(

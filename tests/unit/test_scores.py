@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from itertools import pairwise
 from operator import add
 
 import numpy as np
@@ -98,7 +99,7 @@ def by_formula(cases: Cases) -> dict[str, np.ndarray]:
     confidence, right = p.max(2), (is_label * is_predicted).sum(2)
     ece = np.zeros(len(cases))
     edges = np.linspace(0, 1, NUM_BINS + 1)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         ece += np.abs(((confidence - right) * inside).sum(1)) / count
     return {
