@@ -52,7 +52,8 @@ def _verdict(group: dict[str, Any], report: dict[str, Any]) -> list[str]:
     if tested is None:
         points = 100 * (group["accuracy_mean"] - baseline["accuracy"])
         return [
-            f"{points:+.1f} points, untested: the predictions of both are not stored. Delete baselines.json and run the study again."
+            f"{points:+.1f} points, untested: predictions of one are not stored. Delete baselines.json and run the "
+            "study again."
         ]
     if not tested["real"]:
         return [f"No real difference: {_measured(tested)}."]
