@@ -1,7 +1,7 @@
 """Do the report's intervals hold what they should, and how often are equal settings called different?
 
-    python benchmarks/intervals.py              # ten minutes on one core; writes benchmarks/results/intervals.*
-    python benchmarks/intervals.py --rounds 200 # sooner, and less sure
+    python benchmarks/intervals.py              # minutes on one core; writes benchmarks/results/intervals.*
+    python benchmarks/intervals.py --rounds 2000 # longer, and more sure
 
 Simulated studies with a known truth: a text is more or less hard, a seed makes all texts easier or harder, and what is
 left is chance. The functions are those of the report (launcher/report/).
@@ -202,7 +202,7 @@ def _cell(key: str, value: Any) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=1000, help="studies a cell (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=400, help="studies a cell (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "intervals")
     options = parser.parse_args()
     parts = {}

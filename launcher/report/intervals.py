@@ -46,9 +46,6 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
     of_label, of_prediction = np.eye(size)[rows], np.eye(size)[columns]
     on_diagonal = (rows == columns).astype(np.float64)
 
-    def accuracy(weights: FloatArray) -> FloatArray:
-        return np.asarray(weights @ on_diagonal / weights.sum(axis=1))
-
     def macro_f1(weights: FloatArray) -> FloatArray:
         total = weights @ of_label + weights @ of_prediction
         right = (weights * on_diagonal) @ of_label
@@ -56,7 +53,7 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
         return np.asarray(f1.sum(axis=1) / (total > 0).sum(axis=1))
 
     return {
-        "accuracy": _bca(accuracy, counts, num_draws),
+        "accuracy": _of_mean(np.array([0.0, 1.0]), np.bincount(rows == columns, counts, minlength=2), num_draws),
         "macro_f1": _bca(macro_f1, counts, num_draws),
     }
 
@@ -64,11 +61,17 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
 def interval_of_difference(differences: FloatArray, num_draws: int = NUM_DRAWS) -> Interval:
     """Return the paired bootstrap interval of the mean of what two classifiers differ by, one value a text (BCa)."""
     values, counts = np.unique(differences, return_counts=True)
+    return _of_mean(values, counts.astype(np.float64), num_draws)
+
+
+def _of_mean(values: FloatArray, counts: FloatArray, num_draws: int) -> Interval:
+    """Return the interval of the mean of `values`, each of which `counts` texts have."""
+    values, counts = values[counts > 0], counts[counts > 0]
 
     def mean(weights: FloatArray) -> FloatArray:
         return np.asarray(weights @ values / weights.sum(axis=1))
 
-    return _bca(mean, counts.astype(np.float64), num_draws)
+    return _bca(mean, counts, num_draws)
 
 
 def _bca(statistic: Callable[[FloatArray], FloatArray], counts: FloatArray, num_draws: int) -> Interval:
