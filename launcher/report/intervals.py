@@ -46,6 +46,8 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
     of_label, of_prediction = np.eye(size)[rows], np.eye(size)[columns]
     on_diagonal = (rows == columns).astype(np.float64)
 
+    wrong_and_right = np.array([counts @ (1 - on_diagonal), counts @ on_diagonal])
+
     def macro_f1(weights: FloatArray) -> FloatArray:
         total = weights @ of_label + weights @ of_prediction
         right = (weights * on_diagonal) @ of_label
@@ -53,7 +55,7 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
         return np.asarray(f1.sum(axis=1) / (total > 0).sum(axis=1))
 
     return {
-        "accuracy": _of_mean(np.array([0.0, 1.0]), np.bincount(rows == columns, counts, minlength=2), num_draws),
+        "accuracy": _of_mean(np.array([0.0, 1.0]), wrong_and_right, num_draws),
         "macro_f1": _bca(macro_f1, counts, num_draws),
     }
 
