@@ -35,19 +35,16 @@ def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
         sentences.append("There is no test split: the best was chosen on these texts, so it looks better than it is.")
     if group["num_seeds"] == 1:
         sentences.append("One seed says nothing of the spread over seeds; run at least three.")
-    baselines = [item for item in report["baselines"] if item["sha256"] == group["sha256"]]
-    if baselines:
-        best = max(baselines, key=lambda item: float(item["accuracy"]))
-        text += f", against {100 * best['accuracy']:.1f} % for {best['name']}"
+    if baseline := _best_baseline(group, report):
+        text += f", against {100 * baseline['accuracy']:.1f} % for {baseline['name']}"
     return " ".join([f"{text}.", *sentences])
 
 
 def _verdict(group: dict[str, Any], report: dict[str, Any]) -> list[str]:
     """Return whether a LLaMA is worth it: only where the difference to the best baseline is real."""
-    baselines = [item for item in report["baselines"] if item["sha256"] == group["sha256"]]
-    if not baselines:
+    baseline = _best_baseline(group, report)
+    if baseline is None:
         return []
-    baseline = max(baselines, key=lambda item: float(item["accuracy"]))
     tested = _comparison(group, baseline["name"], report)
     if tested is None:
         points = 100 * (group["accuracy_mean"] - baseline["accuracy"])
@@ -59,6 +56,12 @@ def _verdict(group: dict[str, Any], report: dict[str, Any]) -> list[str]:
         return [f"No real difference: {_measured(tested)}."]
     worth = "worth it" if tested["difference"] > 0 else "not worth it"
     return [f"A LLaMA is {worth} here: {_measured(tested)}."]
+
+
+def _best_baseline(group: dict[str, Any], report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the best baseline of a group's data: the one hardest to beat."""
+    rivals = [item for item in report["baselines"] if item["sha256"] == group["sha256"]]
+    return max(rivals, key=lambda item: float(item["accuracy"]), default=None)
 
 
 def _runner_up(group: dict[str, Any], rivals: list[dict[str, Any]], report: dict[str, Any]) -> list[str]:

@@ -130,6 +130,8 @@ def _comparisons(
 ) -> list[Comparison]:
     """Compare the groups of one data, best first, and the best with the baselines of the same rows."""
     split, rows = evaluated_data(groups[0])
+    if not rows:  # nothing tells whether these are the same texts
+        return []
     of_groups = [[stored.predictions.get(job, {}).get(split) for job in group["jobs"]] for group in groups]
     rivals = [
         (item["name"], predictions)
