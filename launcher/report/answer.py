@@ -33,8 +33,9 @@ def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
         sentences.append("The test split chose nothing.")
     else:
         sentences.append("There is no test split: the best was chosen on these texts, so it looks better than it is.")
-    if group["num_seeds"] == 1:
-        sentences.append("One seed says nothing of the spread over seeds; run at least three.")
+    if group["num_seeds"] < 3:
+        little = "One seed says nothing" if group["num_seeds"] == 1 else "Two seeds say little"
+        sentences.append(f"{little} of the spread over seeds; run at least three.")
     if baseline := _best_baseline(group, report):
         text += f", against {100 * baseline['accuracy']:.1f} % for {baseline['name']}"
     return " ".join([f"{text}.", *sentences])
@@ -93,7 +94,7 @@ def _measured(comparison: dict[str, Any]) -> str:
     low, high = comparison["interval"]
     return (
         f"{100 * comparison['difference']:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, "
-        f"p = {p_value(comparison['p_holm'])})"
+        f"p = {p_value(comparison['p_holm'])} after Holm's correction)"
     )
 
 
