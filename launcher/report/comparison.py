@@ -42,8 +42,10 @@ class Side:
     of_text: FloatArray = field(init=False)
     """[texts], the mean over seeds."""
     accuracy: float = field(init=False)
+    variance_of_seeds: float = field(init=False)
+    """Variance of the accuracies of the seeds; 0 for one."""
     variance_of_seed: float = field(init=False)
-    """Variance of the accuracies of the seeds without what stems from the draw of texts; 0 for one seed.
+    """That without what stems from the draw of texts; 0 for one seed.
 
     Of two seeds the whole variance: what they tell is too little to take anything from it.
     """
@@ -51,11 +53,14 @@ class Side:
     def __post_init__(self) -> None:
         texts, seeds = self.correct.shape
         of_text, of_seed = self.correct.mean(axis=1), self.correct.mean(axis=0)
-        of_seeds = float(of_seed.var(ddof=1)) if seeds > 1 else 0.0
+        of_seeds = own = float(of_seed.var(ddof=1)) if seeds > 1 else 0.0
         if seeds > 2 and texts > 1:
             rest = self.correct - of_text[:, None] - of_seed + of_seed.mean()
-            of_seeds = max(0.0, of_seeds - float((rest**2).sum()) / ((texts - 1) * (seeds - 1)) / texts)
-        values = {"of_text": of_text, "accuracy": float(of_seed.mean()), "variance_of_seed": of_seeds}
+            own = max(0.0, of_seeds - float((rest**2).sum()) / ((texts - 1) * (seeds - 1)) / texts)
+        values = {
+            "of_text": of_text, "accuracy": float(of_seed.mean()), "variance_of_seeds": of_seeds,
+            "variance_of_seed": own,
+        }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -102,22 +107,19 @@ def _over_seeds(a: Side, b: Side) -> tuple[float, Interval]:
     Seeds are nested in settings and crossed with texts, as readers and cases are in studies of diagnostic tests
     (Obuchowski & Rockette 1995, doi:10.1080/03610919508813243; nested: Hillis 2014, doi:10.1002/sim.5926). What makes
     the difference uncertain adds up: the text differences, seeds averaged, and of each side the variance component of
-    its seed. Each part is weighted by the square of its own Student's t (Banerjee 1961, doi:10.2307/2282116), which
-    keeps the level where few seeds vary much; Satterthwaite's degrees of freedom do not, nor does a bootstrap over
-    both, which draws anew among three seeds. A side with one seed is taken to vary as the other; a baseline does not.
+    its seed. Each part is weighted by the square of its own Student's t (Banerjee 1960, Sankhyā 22), which keeps the
+    level where few seeds vary much; Satterthwaite's degrees of freedom do not, nor does a bootstrap over both, which
+    draws anew among three seeds. A side with one seed is taken to vary as much as the seeds of the other, the draw of
+    texts included, for there is nothing else to tell; a baseline does not vary.
     """
     texts = len(a.of_text)
     differences = a.of_text - b.of_text
     parts = [(float(differences.var(ddof=1)) / texts, texts - 1)] if texts > 1 else []
-    times = [0.0, 0.0]  # the component of each side's seed
-    for index, side in enumerate((a, b)):
-        if side.is_random:
-            times[index if side.num_seeds > 1 else 1 - index] += 1 / side.num_seeds
-    parts += [
-        (factor * side.variance_of_seed, side.num_seeds - 1)
-        for factor, side in zip(times, (a, b), strict=True)
-        if factor and side.num_seeds > 1
-    ]
+    for side, other in ((a, b), (b, a)):
+        if side.num_seeds > 1 and other.num_seeds == 1 and other.is_random:
+            parts.append((side.variance_of_seeds * (1 / side.num_seeds + 1), side.num_seeds - 1))
+        elif side.num_seeds > 1:
+            parts.append((side.variance_of_seed / side.num_seeds, side.num_seeds - 1))
     mean = float(differences.mean())
 
     def half_width(p_value: float) -> float:
