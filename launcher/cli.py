@@ -127,7 +127,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from launcher.folder import StudyFolder
-    from launcher.report import write_report
+    from launcher.report.build import write_report
 
     print(write_report(StudyFolder(options.folder)))
     return 0

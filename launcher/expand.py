@@ -72,6 +72,7 @@ def expand(study: Study, outputs: Path = Path("outputs")) -> list[StudyJob]:
             written = build(JobSpec, {**settings, "name": name, "output_dir": str(output_dir)}, study.source)
             spec = _resolve(written, study.source)
             content = _data_content(spec.data, hashes)
+            _refuse_choosing_by_test(spec.data, hashes, study.source)
             jobs.append(StudyJob(written=written, spec=spec, fixed=frozenset(_flatten(settings)), data_content=content))
         except UserError as error:
             for line in str(error).splitlines():
@@ -218,6 +219,26 @@ def _data_content(data: DataSpec, hashes: dict[Path, str]) -> list[str]:
             except OSError as error:
                 raise UserError(f"{path} cannot be read: {error.strerror}. Check its rights.") from None
     return [hashes[path] for path in paths]
+
+
+def _refuse_choosing_by_test(data: DataSpec, hashes: Mapping[Path, str], source: str) -> None:
+    """Raise where the test file stands for another split as well, under its own name or as a copy.
+
+    As validation it would choose checkpoints and settings, and as train too, where validation is set aside of it.
+    What only the rows tell is refused when they are read (training.corpus.load).
+    """
+    for key in ("train_file", "validation_file"):
+        file = getattr(data, key)
+        if file is None or data.test_file is None:
+            continue
+        # A folder's hash is of names and sizes, which says less.
+        same = Path(file).is_file() and hashes[Path(file)] == hashes[Path(data.test_file)]
+        if same or Path(file).resolve() == Path(data.test_file).resolve():
+            raise UserError(
+                f"{source}: data.{key} and data.test_file hold the same ({data.test_file}): the study would "
+                f"{'train on' if key == 'train_file' else 'choose by'} its test split. Give files of different texts, "
+                "or leave data.test_file out."
+            )
 
 
 def _folder_content(folder: Path) -> str:

@@ -3,6 +3,7 @@
 outputs/<study>/
     study.yaml           the jobs, as they were expanded
     baselines.json       key of the data -> baselines
+    baselines/<key>/     their predictions, as Parquet files
     report.json, report.md
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,6 +31,7 @@ from training.disk import alone_in, append_line, wait_for_room
 from training.errors import UserError
 from training.parse import read_yaml
 from training.plan import Plan, write_plan
+from training.predictions import Predictions, read_predictions, write_columns
 from training.result import RunResult, read_result, write_json
 from training.spec import JobSpec, require_folder_name
 
@@ -153,9 +155,32 @@ class StudyFolder:
         except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: they are computed again
             return {}
 
-    def write_baselines(self, baselines: Baselines) -> None:
-        """Write baselines.json."""
-        self._keep(partial(write_json, self.root / "baselines.json", baselines))
+    def add_baselines(self, key: str, baselines: Sequence[dict[str, Any]]) -> None:
+        """Keep what `training.baseline` returns for one data: predictions as files, the rest in baselines.json.
+
+        There "predictions" is the file's place in the study folder.
+        """
+        rows = []
+        for baseline in baselines:
+            place = f"baselines/{key}/{baseline['kind']}.parquet"
+            columns, names = baseline["predictions"], baseline["label_names"]
+            self._keep(partial(write_columns, self.root / place, columns, names))
+            rows.append({**baseline, "predictions": place})
+        self._keep(partial(write_json, self.root / "baselines.json", {**self.read_baselines(), key: rows}))
+
+    def read_predictions(self, job: str) -> dict[str, Predictions]:
+        """Return split -> predictions of a job; empty where it has stored none."""
+        return read_predictions(self.jobs / job / "predictions.parquet")
+
+    def read_baseline(self, baseline: Mapping[str, Any]) -> Predictions | None:
+        """Return the predictions of a baseline of baselines.json; None where an older version kept none."""
+        place = baseline.get("predictions")
+        return read_predictions(self.root / place).get(baseline["split"]) if place else None
+
+    def adapter_bytes(self, job: str) -> int:
+        """Return the size of a job's adapter folder: what must be shipped beside the base."""
+        files = (self.jobs / job / "adapter").rglob("*")
+        return sum(path.stat().st_size for path in files if path.is_file())
 
     def _keep(self, write: Callable[[], None]) -> None:
         """Write what only a running study knows; where the disk is full, wait for room rather than lose it."""

@@ -121,7 +121,7 @@ class Preparation:
     def _take_baselines(self, key: str, outcome: Outcome) -> None:
         """Keep the baselines of one data."""
         if outcome["ok"]:
-            self.folder.write_baselines({**self.folder.read_baselines(), key: outcome["result"]})
+            self.folder.add_baselines(key, outcome["result"])
         else:
             self.say(f"the baseline could not be computed: {outcome['error']}")
 

@@ -13,7 +13,7 @@ from launcher.cluster import Cluster
 from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
-from launcher.report import write_report
+from launcher.report.build import write_report
 from launcher.state import JobState
 from launcher.study import Study, load_study
 from launcher.table import StudyView

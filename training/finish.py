@@ -70,6 +70,7 @@ def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcom
             "final_loss": state.last_loss,
             "seconds": state.seconds,
             "samples_per_second": samples / state.seconds if state.seconds else 0.0,
+            **({"energy_joules": state.energy_joules} if state.energy_joules > 0 else {}),
         },
     )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from training.batches import StepPlan, plan_step
 from training.checkpoint_writer import CheckpointWriter
+from training.energy import EnergyMeter
 from training.engine import copy_trainable
 from training.evaluation import compute_metrics, is_better, to_device
 from training.memory import memory_watched
@@ -26,6 +27,7 @@ def train(run: TrainingRun, state: TrainingState) -> None:
     patience = run.spec.training.early_stopping_patience
     save_steps = run.spec.training.save_steps
     meter = StepMeter(run, state)
+    energy = EnergyMeter(run.device, run.ranks)
     progress = TrainingProgress(run.num_steps, enabled=run.ranks.is_main)
     if state.step == 0:
         state.untrained = evaluate(run, state, progress)
@@ -52,6 +54,7 @@ def train(run: TrainingRun, state: TrainingState) -> None:
             if epoch_ends:
                 note_evaluation(run, state, evaluate(run, state, progress))
             if meter.stop_agreed or saves:
+                state.energy_joules += energy.taken()
                 save(run, state, writer)
             if meter.stop_agreed or (epoch_ends and any_rank_stops(run)):
                 writer.wait()

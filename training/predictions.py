@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +14,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.disk import flush
-from training.tokens import TokenizedSplit
+from training.errors import UserError
+
+if TYPE_CHECKING:  # the head reads these files, and has no torch
+    from training.tokens import TokenizedSplit
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What was predicted of one split, in the order of its rows."""
+
+    label_names: list[str]
+    ids: list[str]
+    labels: IntArray
+    """[texts], indices into `label_names`."""
+    predicted: IntArray
+    """[texts], likewise."""
+    logits: FloatArray | None = None
+    """[texts, classes]; None for a classifier that gives no probabilities."""
 
 
 def write_predictions(
@@ -28,12 +51,61 @@ def write_predictions(
         columns["label"] += [label_names[label] for label in split.labels]
         columns["prediction"] += [label_names[index] for index in logits.argmax(axis=1)]
         columns["logits"] += list(logits)
+    write_columns(path, columns, label_names)
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[object]], label_names: list[str]) -> None:
+    """Write the columns of `write_predictions`, with or without "logits"; the file is there whole or not at all."""
     types = {"logits": pa.list_(pa.float32())}
     schema = pa.schema(
         [pa.field(name, types.get(name, pa.string())) for name in columns],
         metadata={"label_names": json.dumps(label_names, ensure_ascii=False)},
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(columns, schema=schema), temporary)
+    pq.write_table(pa.table(dict(columns), schema=schema), temporary)
     flush(temporary)
     temporary.replace(path)
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """Return split -> predictions of a file `write_predictions` wrote; empty where there is none.
+
+    Raises UserError where the file is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+        names = [str(name) for name in json.loads(table.schema.metadata[b"label_names"])]
+        index = {name: position for position, name in enumerate(names)}
+        split = np.asarray(table["split"].to_pylist(), dtype=object)
+        ids = table["id"].to_pylist()
+        labels, predicted = (_indices(table[column], index) for column in ("label", "prediction"))
+        logits = _logits(table["logits"], len(names)) if "logits" in table.column_names else None
+    except FileNotFoundError:
+        return {}
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Delete the folder it lies in and run again: it is computed anew."
+        ) from None
+    return {
+        str(name): Predictions(
+            label_names=names,
+            ids=[ids[row] for row in rows],
+            labels=labels[rows],
+            predicted=predicted[rows],
+            logits=None if logits is None else logits[rows],
+        )
+        for name in dict.fromkeys(split)
+        for rows in [np.flatnonzero(split == name)]
+    }
+
+
+def _indices(column: Any, index: Mapping[str, int]) -> IntArray:
+    """Return label names as indices."""
+    return np.asarray([index[name] for name in column.to_pylist()], dtype=np.int64)
+
+
+def _logits(column: Any, num_classes: int) -> FloatArray:
+    """Return a column of equally long lists as [rows, classes]."""
+    values = np.asarray(column.combine_chunks().flatten(), dtype=np.float64)
+    return values.reshape(len(column), num_classes)

@@ -32,7 +32,7 @@ class RunResult:
     test: Metrics = field(default_factory=dict)
     """Of the adapter that was kept; evaluated once. Empty where there is no test split."""
     train: dict[str, Any] = field(default_factory=dict)
-    """steps, epochs, best_epoch, seconds, samples_per_second, final_loss, ..."""
+    """steps, epochs, best_epoch, seconds, samples_per_second, final_loss, energy_joules (where GPUs tell), ..."""
     peak_memory: dict[str, int] = field(default_factory=dict)
     """gpu_bytes (0 on a CPU) and host_bytes, the largest of any rank."""
     data: dict[str, Any] = field(default_factory=dict)

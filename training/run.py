@@ -33,10 +33,12 @@ class TrainingState:
     last_loss: float = math.nan
     seconds: float = 0.0
     """Spent on optimizer steps, without evaluation."""
+    energy_joules: float = 0.0
+    """Of all ranks' cards while training, validation included; nan where one does not tell."""
 
     def progress(self) -> dict[str, Any]:
         """Return the JSON part of a checkpoint."""
-        names = ("untrained", "best", "best_epoch", "stale_evaluations", "last_loss", "seconds")
+        names = ("untrained", "best", "best_epoch", "stale_evaluations", "last_loss", "seconds", "energy_joules")
         return {name: getattr(self, name) for name in names}
 
 

@@ -39,6 +39,10 @@ def test_scores_test_and_names_both_baselines() -> None:
     assert tfidf["name"] == "TF-IDF (1-2 words) + LinearSVC"
     assert (tfidf["split"], tfidf["accuracy"], tfidf["macro_f1"]) == ("test", 1.0, 1.0)
     assert majority["name"] == "Majority class"
+    assert tfidf["predictions"]["id"] == ["test:1", "test:2", "test:3"]
+    assert tfidf["predictions"]["label"] == tfidf["predictions"]["prediction"] == ["cold", "warm", "warm"]
+    assert majority["predictions"]["prediction"] == ["cold"] * 3
+    assert tfidf["cost"]["shipped_bytes"] > majority["cost"]["shipped_bytes"] > 0
     assert majority["accuracy"] == pytest.approx(1 / 3)
     assert majority["macro_f1"] == pytest.approx(0.25)  # F1 of 0.5 for the class it names, 0 for the other
 

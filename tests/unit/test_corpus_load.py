@@ -51,6 +51,19 @@ def test_a_given_validation_split_is_used_whole(tmp_path: Path) -> None:
     assert corpus.test is None and corpus.facts["validation"] == "as given"
 
 
+def test_a_validation_split_of_the_texts_of_test_is_refused(tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", many({"a": 60, "b": 60}))
+    rows = [(f"new {text}", label) for text, label in many({"a": 8, "b": 8})]
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    again = write_rows(tmp_path / "again.jsonl", rows[::-1])
+    part = write_rows(tmp_path / "part.jsonl", rows[2:14])
+    for validation in (test, again, part):
+        with pytest.raises(UserError, match="texts of validation are in test, which has 16"):
+            load_corpus(DataSpec(train_file=train, validation_file=validation, test_file=test))
+    overlapping = write_rows(tmp_path / "overlapping.jsonl", [*rows[:12], ("of its own", "a")])
+    assert load_corpus(DataSpec(train_file=train, validation_file=overlapping, test_file=test)).test is not None
+
+
 def test_parts_are_seeded_and_train_keeps_every_class(tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", many({"a": 400, "b": 50, "c": 2}))
     limits = {"max_train_samples": 20, "max_validation_samples": 7, "max_test_samples": 5}

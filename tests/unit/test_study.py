@@ -96,6 +96,19 @@ def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["train_file", "validation_file"])
+def test_a_study_that_would_choose_by_its_test_split_is_refused(tmp_path: Path, key: str) -> None:
+    for name, text in (("train", "a"), ("validation", "b"), ("test", "c")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text},x\n")
+    files = {f"{name}_file": f"{name}.csv" for name in ("train", "validation", "test")}
+    assert jobs_of(tmp_path, data=files)
+    with pytest.raises(UserError, match=rf"data\.{key} and data\.test_file hold the same"):
+        jobs_of(tmp_path, data=files | {key: "./test.csv"})
+    (tmp_path / "copy.csv").write_bytes((tmp_path / "test.csv").read_bytes())
+    with pytest.raises(UserError, match=rf"data\.{key} and data\.test_file hold the same"):
+        jobs_of(tmp_path, data=files | {key: "copy.csv"})
+
+
 def test_paths_that_end_alike_keep_their_names_in_any_order(tmp_path: Path) -> None:
     for place in ("a", "b"):
         (tmp_path / place).mkdir()

@@ -16,6 +16,9 @@ from training.spec import DOCSTRINGS, DataSpec
 
 __all__ = ["Corpus", "Split", "load_corpus"]
 
+MIN_TEXTS_CONTAINED = 10
+"""Different texts of a split that make it a part of another."""
+
 
 def load_corpus(data: DataSpec) -> Corpus:
     """Return the splits `data` asks for; raise UserError naming file, row, value and mend for data that cannot work."""
@@ -29,6 +32,7 @@ def load_corpus(data: DataSpec) -> Corpus:
     splits = {
         split: _read_split(split, table, text_columns, present, label_names, data) for split, table in tables.items()
     }
+    _refuse_choosing_by_test(splits)
     overlap = set(splits["train"].texts) & set(splits["test"].texts) if "test" in splits else set()
     made = "as given"
     if "validation" not in splits:
@@ -148,6 +152,21 @@ def _refuse_unknown_labels(split: str, table: Table, names: list[str], present: 
             f"{table.source} {table.place(unknown[0])}: {split} has label {label!r} in {count} row(s), "
             f"train has none{also}{nearest(label, present) or '.'} "
             "Correct the label, remove the rows, or add some of that class to train."
+        )
+
+
+def _refuse_choosing_by_test(splits: dict[str, Split]) -> None:
+    """Refuse a validation split whose texts are those of test, all or a part: it chooses checkpoints and settings."""
+    if "validation" not in splits or "test" not in splits:
+        return
+    validation, test = set(splits["validation"].texts), set(splits["test"].texts)
+    smaller = min(len(validation), len(test))
+    # Of a handful of texts, such as "yes" and "no", all may well be in both.
+    if validation == test or (smaller >= MIN_TEXTS_CONTAINED and len(validation & test) == smaller):
+        raise UserError(
+            f"{len(validation & test)} of {len(validation)} texts of validation are in test, which has {len(test)}: "
+            "the job would choose by its test split. Give a validation split of other texts, or none: a part of train "
+            "is then set aside."
         )
 
 

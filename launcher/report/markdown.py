@@ -6,7 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
+from launcher.report.answer import answer, p_value
+
+MOST_COMPARISONS = 40
+"""Rows of that table; report.json has all."""
 
 
 def render_markdown(report: dict[str, Any]) -> str:
@@ -24,8 +27,12 @@ def render_markdown(report: dict[str, Any]) -> str:
         sections.append(f"**trust_remote_code was on**: Python code that came with {', '.join(trusted)} was run.")
     if report["groups"]:
         sections += ["## Settings", _groups(report)]
+    if report["comparisons"]:
+        sections += ["## Which differences are real", _comparisons(report["comparisons"])]
     if report["baselines"]:
         sections += ["## Baselines", _baselines(report["baselines"])]
+    for group in (report["groups"][index] for index in report["best"]):
+        sections += _best_job(group, jobs)
     if succeeded:
         sections += ["## Jobs", _jobs(succeeded)]
     retried = [job for job in jobs if job.get("retries")]
@@ -39,42 +46,6 @@ def render_markdown(report: dict[str, Any]) -> str:
     if succeeded:
         sections += ["## Data", _data(succeeded), "## Versions and hardware", _versions(succeeded)]
     return "\n\n".join(sections) + "\n"
-
-
-def answer(report: dict[str, Any]) -> str:
-    """Return the study's answer, a sentence or two for each data: the best setting, and whether a LLaMA is worth it."""
-    if not report["best"]:
-        return "No job has succeeded yet, so there is no answer."
-    groups = [report["groups"][index] for index in report["best"]]
-    many = len(groups) > 1
-    return "\n\n".join((f"{group['data']}: " if many else "") + _answer_of(group, report) for group in groups)
-
-
-def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
-    """Return the answer for the data of one group, the best of its data."""
-    metric = report["metric"]
-    spread = f" ± {100 * group['accuracy_std']:.1f}" if group["accuracy_std"] is not None else ""
-    seeds = f"{group['num_seeds']} seeds" if group["num_seeds"] > 1 else "one seed"
-    text = (
-        f"**Best setting: {group['name']}** (by validation {METRIC_NAMES[metric]}, "
-        f"{group[f'validation_{metric}_mean']:.4f}): {group['split']} accuracy "
-        f"{100 * group['accuracy_mean']:.1f}{spread} % over {seeds}"
-    )
-    rivals = [item for item in report["baselines"] if item["sha256"] == group["sha256"]]
-    if not rivals:
-        return f"{text}."
-    baseline = max(rivals, key=lambda item: float(item["accuracy"]))
-    points = 100 * (group["accuracy_mean"] - baseline["accuracy"])
-    noise = 100 * (group["accuracy_std"] or 0.0)
-    if abs(points) <= noise:
-        verdict = f"No clear difference: {points:+.1f} points are within the spread of the seeds."
-    elif points > 0:
-        verdict = f"A LLaMA is worth it here: {points:+.1f} points."
-    else:
-        verdict = f"A LLaMA is not worth it here: {points:+.1f} points."
-    if group["num_seeds"] == 1:
-        verdict += " One seed says nothing of the spread; run at least three."
-    return f"{text}, against {100 * baseline['accuracy']:.1f} % for {baseline['name']}. {verdict}"
 
 
 def describe(settings: dict[str, Any]) -> str:
@@ -109,26 +80,99 @@ def _groups(report: dict[str, Any]) -> str:
             _percent(group["validation_macro_f1_mean"], group["validation_macro_f1_std"]),
             group["split"],
             _percent(group["accuracy_mean"], group["accuracy_std"]),
+            _range(group["interval"]["accuracy"]),
             _percent(group["macro_f1_mean"], group["macro_f1_std"]),
+            _range(group["interval"]["macro_f1"]),
             _percent(group["untrained_validation_accuracy_mean"]),
             describe(group["settings"]),
         ]
         for group in sorted(report["groups"], key=lambda item: sign * item[f"validation_{report['metric']}_mean"])
     ]
     header = (
-        "setting", "seeds", "validation accuracy %", "validation macro F1 %", "evaluated on", "accuracy %",
-        "macro F1 %", "untrained validation accuracy %", "what varies",
+        "setting", "seeds", "validation accuracy %", "validation macro F1 %", "evaluated on", "accuracy %", "95 %",
+        "macro F1 %", "95 %", "untrained validation accuracy %", "what varies",
     )  # fmt: skip
+    methods = ", ".join(sorted({group["interval_method"] for group in report["groups"]} - {""}))
     note = "Mean ± sample standard deviation over seeds. Ordered by validation; the test split chooses nothing."
+    note += f" 95 % intervals: {methods}." if methods else ""
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}" if interval else ""
+
+
+def _comparisons(comparisons: Sequence[dict[str, Any]]) -> str:
+    """Return the table of what was compared with what."""
+    rows = [
+        [
+            item["a"],
+            item["b"],
+            f"{100 * item['difference']:+.1f}",
+            _range(item["interval"]),
+            item["test"],
+            p_value(item["p_value"]),
+            p_value(item["p_holm"]),
+            f"{item['effect_size']:+.2f}, {item['effect']}",
+            "**yes**" if item["real"] else "no",
+        ]
+        for item in comparisons[:MOST_COMPARISONS]
+    ]
+    header = ("this", "against", "points", "95 %", "test", "p", "p, Holm", "Cohen's h", "real")
+    note = (
+        "Accuracy on the same texts. Real: p below 0.05 after Holm's correction for all comparisons of the data. "
+        "McNemar's test and its interval (paired bootstrap over texts) are about the two models trained; the t test is "
+        "about the settings, whatever seed."
+    )
+    if len(comparisons) > MOST_COMPARISONS:
+        note += f" {len(comparisons) - MOST_COMPARISONS} more are in report.json."
     return f"{_table(header, rows)}\n\n{note}"
 
 
 def _baselines(baselines: Sequence[dict[str, Any]]) -> str:
+    """Return the table of baselines with what they cost."""
+    rows = []
+    for item in baselines:
+        cost = item.get("cost", {})
+        rows.append(
+            [
+                item["name"],
+                item["data"],
+                item["split"],
+                _percent(item["accuracy"]),
+                _percent(item["macro_f1"]),
+                f"{cost['seconds']:.2f}" if cost else "",
+                _size(cost.get("shipped_bytes")),
+            ]
+        )
+    header = ("baseline", "data", "evaluated on", "accuracy %", "macro F1 %", "seconds of fitting", "to ship")
+    return _table(header, rows)
+
+
+def _size(num_bytes: int | None) -> str:
+    """Return a size in the unit people read it in; empty where it is not known."""
+    if not num_bytes:
+        return ""
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:.1f} KiB"
+
+
+def _best_job(group: dict[str, Any], jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what one job of the best setting does with each class: the first seed's, chosen by nothing."""
+    job = next(job for job in jobs if job["name"] == group["jobs"][0])
+    scores = job["scores"].get(group["split"])
+    if scores is None:
+        return []
     rows = [
-        [item["name"], item["data"], item["split"], _percent(item["accuracy"]), _percent(item["macro_f1"])]
-        for item in baselines
+        [item["label"], *(f"{100 * item[name]:.1f}" for name in ("precision", "recall", "f1")), item["support"]]
+        for item in scores["per_class"]
     ]
-    return _table(("baseline", "data", "evaluated on", "accuracy %", "macro F1 %"), rows)
+    figures = {
+        "balanced accuracy": scores["balanced_accuracy"], "weighted F1": scores["weighted_f1"], "MCC": scores["mcc"],
+        "log loss": scores["log_loss"], "Brier score": scores["brier"], "calibration error (ECE)": scores["ece"],
+    }  # fmt: skip
+    line = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+    table = _table(("class", "precision %", "recall %", "F1 %", "texts"), rows)
+    return [f"## Classes: {job['name']} on {group['split']}", table, f"{line[0].upper()}{line[1:]}."]
 
 
 def _jobs(jobs: Sequence[dict[str, Any]]) -> str:
@@ -150,17 +194,27 @@ def _jobs(jobs: Sequence[dict[str, Any]]) -> str:
                 " ".join(job["placement"].get("cards", [])),
                 _against_forecast(memory.get("gpu_bytes", 0), job["forecast"].get("card", {})),
                 _against_forecast(memory.get("host_bytes", 0), job["forecast"].get("host", {})),
+                _hours(job["cost"]["card_hours"]),
+                _size(job["cost"]["shipped_bytes"]),
             ]
         )
     header = (
         "job", "seed", "ranks", "validation accuracy %", "test accuracy %", "test macro F1 %", "steps", "seconds",
-        "samples/s", "cards", "peak GPU GiB", "peak host GiB",
+        "samples/s", "cards", "peak GPU GiB", "peak host GiB", "card hours", "to ship",
     )  # fmt: skip
     note = (
         "Peak memory is the largest of any rank; in brackets what was forecast and reserved. A GPU's peak is that of "
-        "its tensors, the forecast holds CUDA's context and the allocator's gaps too."
+        "its tensors, the forecast holds CUDA's context and the allocator's gaps too. Card hours are those of "
+        "training, ranks together; to ship is the adapter, beside the base."
     )
+    energy = [job["cost"]["energy_joules"] for job in jobs if job["cost"]["energy_joules"]]
+    if energy:
+        note += f" Energy of the GPUs while training: {sum(energy) / 3.6e6:.3f} kWh, by NVML, all jobs together."
     return f"{_table(header, rows)}\n\n{note}"
+
+
+def _hours(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.3f}" if hours < 1 else f"{hours:.1f}"
 
 
 def _against_forecast(measured: int, forecast: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""From the results of a study to its report: groups of jobs that differ in their seed only, beside the baselines."""
+"""Groups of jobs that differ in their seed only: what varies between them, their figures, the best by validation."""
 
 from __future__ import annotations
 
@@ -7,69 +7,36 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from launcher.folder import Baselines, StudyFolder
-from launcher.report_markdown import render_markdown
-from training.result import RunResult, write_json
+from launcher.report.intervals import SEEDS, TEXTS, Interval, interval_of_mean, intervals_of_model
+from launcher.report.scores import confusion_of
+from training.predictions import Predictions
+from training.result import RunResult
 
-Report = dict[str, Any]
-"""The content of report.json; see `build_report`."""
+Group = dict[str, Any]
+"""See `build_groups`."""
+Stored = Mapping[str, Mapping[str, Predictions]]
+"""Job -> split -> what was predicted."""
 
 METRICS = ("accuracy", "macro_f1")
 NOT_SETTINGS = ("name", "seed", "output_dir", "resume_from_checkpoint")
 
 
-def write_report(folder: StudyFolder) -> Path:
-    """Write report.json and report.md from what the study folder holds; return the path of report.md."""
-    name, jobs = folder.read_study()
-    results = folder.read_results(jobs)
-    baselines = current(folder.read_baselines(), results)
-    report = build_report(name, results, baselines, num_jobs=len(jobs))
-    write_json(folder.root / "report.json", report)
-    path = folder.root / "report.md"
-    temporary = path.with_name(".report.md.tmp")
-    temporary.write_text(render_markdown(report), encoding="utf-8")
-    temporary.replace(path)
-    return path
+def build_groups(study: str, results: Sequence[RunResult], stored: Stored) -> list[Group]:
+    """Return the groups of the jobs that succeeded.
 
-
-def current(baselines: Baselines, results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """Return the baselines of the data the results are of; all there are while there is no result."""
-    rows = [item for items in baselines.values() for item in items]
-    used = [result.data["sha256"] for result in results if result.data]
-    return [item for item in rows if item["sha256"] in used] if used else rows
-
-
-def build_report(
-    study: str, results: Sequence[RunResult], baselines: Sequence[dict[str, Any]], *, num_jobs: int
-) -> Report:
-    """Return the report.
-
-    {"study", "num_jobs", "jobs": [RunResult.to_dict()],
-    "groups": [{"name", "settings" (what varies), "jobs", "num_seeds",
-    "split" (test, or validation where there is no test), "accuracy_mean", "accuracy_std", "macro_f1_mean", ...,
-    "validation_accuracy_mean", ..., "data", "sha256"}], "best" (for each evaluated data, the index of the group that
-    validation chooses), "metric", "baselines"}. Standard deviations are the sample's (n - 1), null for one seed.
+    {"name", "settings" (what varies), "jobs", "num_seeds", "split" (test, or validation where there is no test),
+    "accuracy_mean", "accuracy_std", "macro_f1_mean", ..., "interval": {"accuracy", "macro_f1"} (95 %, [low, high]),
+    "interval_method", "validation_accuracy_mean", ..., "validation_interval", "data", "sha256"}. Standard deviations
+    are the sample's (n - 1), None for one seed; an interval is None for one seed without stored predictions.
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)
     for result in results:
         if result.status == "succeeded":
             members[json.dumps(varying[result.name])].append(result)
-    groups = [_group(study, json.loads(settings), jobs) for settings, jobs in members.items()]
-    metrics = {result.settings["training"]["metric_for_best_model"] for result in results}
-    metric = metrics.pop() if len(metrics) == 1 else "macro_f1"
-    return {
-        "study": study,
-        "num_jobs": num_jobs,
-        "metric": metric,
-        "best": _best(groups, metric),
-        "groups": groups,
-        "baselines": list(baselines),
-        "jobs": [result.to_dict() for result in results],
-    }
+    return [_group(study, json.loads(settings), jobs, stored) for settings, jobs in members.items()]
 
 
 def varying_settings(jobs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -96,10 +63,10 @@ def group_name(job: str) -> str:
     return re.sub(r"-?seed\d+$", "", job)
 
 
-def _group(study: str, settings: dict[str, Any], jobs: list[RunResult]) -> dict[str, Any]:
+def _group(study: str, settings: dict[str, Any], jobs: list[RunResult], stored: Stored) -> Group:
     """Return the figures of jobs that differ in their seed only."""
     split = "test" if all(job.test for job in jobs) else "validation"
-    group: dict[str, Any] = {
+    group: Group = {
         "name": group_name(jobs[0].name) or study,
         "settings": settings,
         "jobs": [job.name for job in jobs],
@@ -110,8 +77,10 @@ def _group(study: str, settings: dict[str, Any], jobs: list[RunResult]) -> dict[
     }
     for metric in METRICS:
         group |= _mean_and_std(metric, [getattr(job, split)[metric] for job in jobs])
+    group["interval"], group["interval_method"] = _interval(jobs, split, stored)
     for metric in (*METRICS, "loss"):
         group |= _mean_and_std(f"validation_{metric}", [job.validation[metric] for job in jobs])
+    group["validation_interval"], _ = _interval(jobs, "validation", stored)
     group |= _mean_and_std(
         "untrained_validation_accuracy",
         [job.untrained_validation["accuracy"] for job in jobs if "accuracy" in job.untrained_validation],
@@ -128,12 +97,31 @@ def _mean_and_std(name: str, values: Sequence[float]) -> dict[str, float | None]
     }
 
 
-def _best(groups: Sequence[dict[str, Any]], metric: str) -> list[int]:
-    """Return, for each evaluated data, the group with the best mean on validation: the test split chooses nothing."""
-    sign = -1 if metric == "loss" else 1
-    rivals: dict[str, list[int]] = defaultdict(list)
+def _interval(jobs: Sequence[RunResult], split: str, stored: Stored) -> tuple[dict[str, Interval | None], str]:
+    """Return the interval of each of METRICS, and by which method."""
+    if len(jobs) > 1:
+        return {metric: interval_of_mean([getattr(job, split)[metric] for job in jobs]) for metric in METRICS}, SEEDS
+    predictions = stored.get(jobs[0].name, {}).get(split)
+    if predictions is None:
+        return dict.fromkeys(METRICS), ""
+    return dict(intervals_of_model(confusion_of(predictions))), TEXTS
+
+
+def evaluated_data(group: Group) -> tuple[str, str]:
+    """Return what can be compared: the split and a hash of its rows. The same rows as validation were chosen by."""
+    return group["split"], group["sha256"].get(group["split"], "")
+
+
+def by_validation(groups: Sequence[Group], metric: str) -> list[list[int]]:
+    """Return, for each evaluated data, the indices of its groups, best mean on validation first.
+
+    The test split chooses nothing.
+    """
+    sign = 1 if metric == "loss" else -1
+    rivals: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
-        rivals[group["sha256"].get(group["split"], "")].append(index)
+        rivals[evaluated_data(group)].append(index)
     return [
-        max(indices, key=lambda index: sign * groups[index][f"validation_{metric}_mean"]) for indices in rivals.values()
+        sorted(indices, key=lambda index: sign * groups[index][f"validation_{metric}_mean"])
+        for indices in rivals.values()
     ]
