@@ -36,8 +36,8 @@ class Inbox:
 
     def event(self, job: str, event: Event) -> None:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
-        self.new_events.append((job, event))
         self.unwritten.append((self._inside(job, "") / EVENTS_FILE, event))
+        self.new_events.append((job, event))
         while self.unwritten:
             path, event = self.unwritten[0]
             try:
