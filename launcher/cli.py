@@ -2,7 +2,7 @@
 
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
     shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
-    shoal report outputs/demo          write the report again from the results
+    shoal report outputs/demo          write the report again from the results; of several studies, one to compare them
     shoal predict RUN --input FILE     label texts with a finished job
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal cards                        print this machine's cards for `ray start --resources=...`
@@ -68,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
     plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
-    report = commands.add_parser("report", help="write the report of a study folder again")
-    report.add_argument("folder", type=Path, help="study folder, e.g. outputs/demo")
+    report = commands.add_parser("report", help="write the report of a study again, or one that compares several")
+    report.add_argument("folder", type=Path, nargs="+", help="study folder, e.g. outputs/demo")
+    report.add_argument("--output", type=Path, help="folder for the report of several (default: compare-A-B beside A)")
     report.set_defaults(command=_report)
     predict = commands.add_parser("predict", help="label texts with a finished job")
     predict.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
@@ -127,9 +128,16 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from launcher.folder import StudyFolder
-    from launcher.report.build import write_report
+    from launcher.report.compare import write_comparison
+    from launcher.report.write import write_report
 
-    print(write_report(StudyFolder(options.folder)))
+    folders = [StudyFolder(path) for path in options.folder]
+    if len(folders) > 1:
+        print(write_comparison(folders, options.output))
+    elif options.output:
+        raise UserError("--output is for several studies; the report of one lies in its folder. Leave it out.")
+    else:
+        print(write_report(folders[0]))
     return 0
 
 

@@ -4,7 +4,10 @@ outputs/<study>/
     study.yaml           the jobs, as they were expanded
     baselines.json       key of the data -> baselines
     baselines/<key>/     their predictions, as Parquet files
-    report.json, report.md
+    report.html          the report, one file to open in a browser, send or print
+    report.md, report.json   the same for terminals and programs
+    tables/              the same for spreadsheets: leaderboard.csv, jobs.csv, per_class.csv, confusion.csv,
+                         comparisons.csv
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or

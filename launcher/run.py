@@ -13,7 +13,7 @@ from launcher.cluster import Cluster
 from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
-from launcher.report.build import write_report
+from launcher.report.write import write_report
 from launcher.state import JobState
 from launcher.study import Study, load_study
 from launcher.table import StudyView
@@ -63,11 +63,11 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
 
 
 def _conclude(states: dict[str, JobState], report_file: Path, console: Console) -> int:
-    """Say how the study ended; return the exit status."""
+    """Say how the study ended and where its page lies; return the exit status."""
     failed = [state for state in states.values() if state.status == "failed"]
-    summary = report_file.read_text(encoding="utf-8").split("\n## ")[0].strip()
+    summary = report_file.with_suffix(".md").read_text(encoding="utf-8").split("\n## ")[0].strip()
     console.print(summary, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"\nReport: {report_file}", highlight=False, soft_wrap=True)
+    console.print(f"\nReport: {report_file} (open it in a browser)", highlight=False, soft_wrap=True)
     for state in failed:
         console.print(f"failed: {state.name}: {state.message}", highlight=False, markup=False, soft_wrap=True)
     if failed:

@@ -93,7 +93,8 @@ def conclude(
     place = torch.device("cpu") if facts["zero_stage"] == 3 else device
     batch_size = plan.per_device_eval_batch_size  # what fits; padded, it takes about what it takes packed
     verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place, batch_size)
-    evaluated = {name: (material.splits[name], logits) for name, logits in outcome.logits.items()}
+    texts = {"validation": material.corpus.validation, "test": material.corpus.test}
+    evaluated = {name: (split, outcome.logits[name]) for name, split in texts.items() if split is not None}
     write_predictions(workdir / "predictions.parquet", evaluated, material.corpus.label_names)
     metrics = {name: compute_metrics(logits, material.splits[name].labels) for name, logits in outcome.logits.items()}
     result = RunResult(

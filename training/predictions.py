@@ -6,18 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.corpus.corpus import Split
 from training.disk import flush
 from training.errors import UserError
 
-if TYPE_CHECKING:  # the head reads these files, and has no torch
-    from training.tokens import TokenizedSplit
+KEPT_CHARACTERS = 300
+"""Of each text: enough for a reader to judge the label, small beside the adapter."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -38,19 +39,22 @@ class Predictions:
 
 
 def write_predictions(
-    path: Path, evaluated: dict[str, tuple[TokenizedSplit, npt.NDArray[np.float32]]], label_names: list[str]
+    path: Path, evaluated: dict[str, tuple[Split, npt.NDArray[np.float32]]], label_names: list[str]
 ) -> None:
-    """Write one row a text: split, id, label, prediction (names) and logits (fp32, in the order of the labels).
+    """Write one row a text: split, id, label, prediction (names), logits (fp32, in the order of the labels) and text.
 
+    Of a text longer than `KEPT_CHARACTERS` its beginning is kept, and an ellipsis. The report shows texts from here,
+    for the data may lie on another machine, or nowhere any more.
     The label names, in that order, stand in the schema's metadata under "label_names", as a JSON list.
     """
-    columns: dict[str, list[object]] = {"split": [], "id": [], "label": [], "prediction": [], "logits": []}
+    columns: dict[str, list[object]] = {"split": [], "id": [], "label": [], "prediction": [], "logits": [], "text": []}
     for name, (split, logits) in evaluated.items():
-        columns["split"] += [name] * len(split)
+        columns["split"] += [name] * len(split.labels)
         columns["id"] += split.ids
         columns["label"] += [label_names[label] for label in split.labels]
         columns["prediction"] += [label_names[index] for index in logits.argmax(axis=1)]
         columns["logits"] += list(logits)
+        columns["text"] += [beginning(text) for text in split.texts]
     write_columns(path, columns, label_names)
 
 
@@ -63,7 +67,7 @@ def write_columns(path: Path, columns: Mapping[str, Sequence[object]], label_nam
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(dict(columns), schema=schema), temporary)
+    pq.write_table(pa.table(dict(columns), schema=schema), temporary, compression="zstd")
     flush(temporary)
     temporary.replace(path)
 
@@ -109,3 +113,8 @@ def _logits(column: Any, num_classes: int) -> FloatArray:
     """Return a column of equally long lists as [rows, classes]."""
     values = np.asarray(column.combine_chunks().flatten(), dtype=np.float64)
     return values.reshape(len(column), num_classes)
+
+
+def beginning(text: str) -> str:
+    """Return the first `KEPT_CHARACTERS` of a text, with an ellipsis where something was cut."""
+    return text if len(text) <= KEPT_CHARACTERS else text[: KEPT_CHARACTERS - 1] + "…"

@@ -1,10 +1,9 @@
-"""From what a study folder holds to report.json and report.md. Nothing is trained or evaluated again."""
+"""From what a study folder holds to the content of report.json. Nothing is trained or evaluated again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,10 @@ import numpy as np
 from launcher.folder import Baselines, StudyFolder
 from launcher.report.comparison import Comparison, Side, compare_all
 from launcher.report.groups import Group, build_groups, by_validation, evaluated_data, varying_settings
-from launcher.report.markdown import render_markdown
 from launcher.report.scores import scores, sums_of
 from training.errors import UserError
 from training.predictions import Predictions
-from training.result import RunResult, write_json
+from training.result import RunResult
 
 Report = dict[str, Any]
 """The content of report.json; see `build_report`."""
@@ -32,20 +30,6 @@ class Stored:
     """One for each baseline; None where it has none."""
     adapter_bytes: Mapping[str, int] = field(default_factory=dict)
     """Job -> size of its adapter."""
-
-
-def write_report(folder: StudyFolder) -> Path:
-    """Write report.json and report.md from what the study folder holds; return the path of report.md."""
-    name, jobs = folder.read_study()
-    results = folder.read_results(jobs)
-    baselines = current(folder.read_baselines(), results)
-    report = build_report(name, results, baselines, read_stored(folder, results, baselines), num_jobs=len(jobs))
-    write_json(folder.root / "report.json", report)
-    path = folder.root / "report.md"
-    temporary = path.with_name(".report.md.tmp")
-    temporary.write_text(render_markdown(report), encoding="utf-8")
-    temporary.replace(path)
-    return path
 
 
 def read_stored(folder: StudyFolder, results: Sequence[RunResult], baselines: Sequence[dict[str, Any]]) -> Stored:

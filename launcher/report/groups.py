@@ -60,7 +60,7 @@ def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 def group_name(job: str) -> str:
     """Return what the names of jobs that differ in their seed only have in common; empty where it is nothing."""
-    return re.sub(r"-?seed\d+$", "", job)
+    return re.sub(r"[-/]?seed\d+$", "", job)
 
 
 def _group(study: str, settings: dict[str, Any], jobs: list[RunResult], stored: Stored) -> Group:

@@ -50,10 +50,11 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 def describe(settings: dict[str, Any]) -> str:
     """Return what varies as `r 8, quantization nf4`; report.json has the whole keys."""
-    return ", ".join(f"{key.split('.')[-1]} {_plain(value)}" for key, value in settings.items()) or "the only one"
+    return ", ".join(f"{key.split('.')[-1]} {plain(value)}" for key, value in settings.items()) or "the only one"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a setting or fact as people write it: text without quotes, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -254,7 +255,7 @@ def _data(jobs: Sequence[dict[str, Any]]) -> str:
     """Return the facts of each distinct data the jobs used."""
     distinct = {json.dumps(job["data"], sort_keys=True): job["data"] for job in jobs}
     tables = [
-        _table(("fact", "value"), [[key, _plain(value)] for key, value in facts.items()]) for facts in distinct.values()
+        _table(("fact", "value"), [[key, plain(value)] for key, value in facts.items()]) for facts in distinct.values()
     ]
     return "\n\n".join(tables)
 

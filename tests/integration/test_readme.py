@@ -98,4 +98,4 @@ def test_demo(tmp_path: Path) -> None:
         [sys.executable, "-m", "launcher.cli", "report", "outputs/demo"],
         cwd=tmp_path, env={**env, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True,
     )  # fmt: skip
-    assert again.returncode == 0 and "report.md" in again.stdout
+    assert again.returncode == 0 and "report.html" in again.stdout

@@ -126,7 +126,7 @@ def test_a_job_learns_and_leaves_what_anybody_can_load(
 
     table = pq.read_table(tmp_path / "predictions.parquet")
     rows = [row for row in table.to_pylist() if row["split"] == "test"]
-    assert len(rows) == 30
+    assert len(rows) == 30 and all(len(row["text"].split()) > 2 for row in rows)
     assert accuracy_score([r["label"] for r in rows], [r["prediction"] for r in rows]) == result.test["accuracy"]
 
     config = AutoConfig.from_pretrained(tmp_path / "adapter")

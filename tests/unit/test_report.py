@@ -14,8 +14,9 @@ import pytest
 
 from launcher.folder import StudyFolder
 from launcher.report.answer import answer
-from launcher.report.build import Report, Stored, build_report, current, write_report
+from launcher.report.build import Report, Stored, build_report, current
 from launcher.report.markdown import render_markdown
+from launcher.report.write import write_report
 from training.predictions import Predictions, write_columns
 from training.result import RunResult
 from training.spec import DataSpec, JobSpec, LoraSpec
