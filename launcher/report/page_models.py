@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from launcher.report.answer import METRIC_NAMES
 from launcher.report.charts import BarRow, Series, bar_chart, legend, line_chart
 from launcher.report.elements import Column, Content, figure, folded, join, scrolling, table, tag
 from launcher.report.examples import Example
-from launcher.report.answer import METRIC_NAMES
 from launcher.report.material import PageMaterial
 from launcher.report.page_results import LONG_TABLE, points
 from launcher.report.study_files import Curve

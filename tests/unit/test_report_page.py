@@ -216,7 +216,8 @@ def test_a_big_study_makes_no_big_page(tmp_path: Path) -> None:
         job["scores"] = scored["jobs"][0]["scores"]
     pairs = [(a["name"], b["name"]) for place, a in enumerate(report["groups"]) for b in report["groups"][:place]]
     alike = {"data": "tales.csv", "split": "test", "difference": 0.0, "interval": [-0.1, 0.1], "p_value": 1.0,
-             "p_holm": 1.0, "test": "McNemar", "effect_size": 0.0, "effect": "none", "real": False, "sha256": report["groups"][0]["sha256"]["test"]}  # fmt: skip
+             "p_holm": 1.0, "test": "McNemar", "effect_size": 0.0, "effect": "none", "real": False,
+             "sha256": report["groups"][0]["sha256"]["test"]}  # fmt: skip
     report["comparisons"] = [{"a": a, "b": b, **alike} for a, b in pairs]
     names = list(folders)
     curves = [Curve(job=name, loss=[(x / 60, 1.0) for x in range(60)], validation={"macro_f1": [(1.0, 0.5)]})
