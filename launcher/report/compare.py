@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher.folder import StudyFolder
 from launcher.report.build import Stored, build_report, current, read_stored
 from launcher.report.study_files import Stay, read_stays
 from launcher.report.write import write_files
 from training.errors import UserError
+from training.predictions import Predictions
 
 MAX_NAME = 80
 
@@ -30,7 +32,9 @@ def write_comparison(folders: Sequence[StudyFolder], output: Path | None) -> Pat
     if len(set(names)) < len(names):  # a study and its copy
         names = [folder.root.as_posix() for folder in folders]
     results, paths, stays = [], {}, []
-    predictions, sizes, rivals = {}, {}, {}
+    predictions: dict[str, Mapping[str, Predictions]] = {}
+    sizes: dict[str, int] = {}
+    rivals: dict[tuple[str, str, float], tuple[dict[str, Any], Predictions | None]] = {}
     for study, folder, (_, jobs) in zip(names, folders, studies, strict=True):
         own = folder.read_results(jobs)
         baselines = current(folder.read_baselines(), own)
