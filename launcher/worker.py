@@ -24,6 +24,7 @@ from training.ranks import Ranks, free_port
 from training.recorder import Recorder, SilentRecorder
 from training.result import RunResult
 from training.spec import JobSpec
+from training.trackers import TRACKERS_FILE
 
 LOG_TAIL_LINES = 30
 LOOPBACK = "127.0.0.1"
@@ -75,6 +76,7 @@ class RankActor:
                 sender.event("phase", phase="starting")
                 sender.fetch("checkpoints", self.workdir)
                 sender.fetch(PLAN_FILE, self.workdir)
+                sender.fetch(TRACKERS_FILE, self.workdir)
             if run_job is None:
                 from training.rank import run_job as trainer
 
