@@ -38,7 +38,9 @@ def preload() -> None:
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import deepspeed  # noqa: F401
+    import scipy.stats  # noqa: F401
     import sklearn.metrics  # noqa: F401
+    import torch.utils.tensorboard
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast  # noqa: F401
 
     import training.main

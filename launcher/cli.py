@@ -4,7 +4,9 @@
     shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
     shoal report outputs/demo          write the report again from the results; of several studies, one to compare them
     shoal predict RUN --input FILE     label texts with a finished job
+    shoal serve RUN                    label texts over HTTP
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
+    shoal export RUN --output DIR --format vllm    its base with the head, and its LoRA weights, as vLLM loads them
     shoal cards                        print this machine's cards for `ray start --resources=...`
 
 Exit status: 0 all is well, 1 a job failed or what was written did not verify, 2 the input is at fault, 130 interrupted.
@@ -18,6 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from training.errors import (
     EXIT_FAILED,
@@ -84,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
     merge.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
     merge.set_defaults(command=_merge)
+    _add_export(commands)
+    _add_serve(commands)
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
     # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
     cards.add_argument(
@@ -93,6 +98,25 @@ def _parser() -> argparse.ArgumentParser:
     cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     return parser
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a job's model as other programs load it")
+    export.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
+    export.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist")
+    export.add_argument(
+        "--format", choices=("transformers", "vllm"), required=True,
+        help="transformers: one ordinary model, as merge writes it; vllm: base with head, and LoRA weights beside it",
+    )  # fmt: skip
+    export.set_defaults(command=_export)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="label texts over HTTP with a finished job")
+    serve.add_argument("run", type=Path, help="run folder: a job's output_dir, or outputs/<study>/jobs/<name>")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0 takes a free one")
+    serve.set_defaults(command=_serve)
 
 
 def _sizes(text: str) -> list[float]:
@@ -158,6 +182,22 @@ def _merge(options: argparse.Namespace) -> int:
     from training.merge import merge
 
     merge(options.run, options.output)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    if options.format == "transformers":
+        return _merge(options)
+    from training.export import export_for_vllm
+
+    export_for_vllm(options.run, options.output)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from training.serve import serve
+
+    serve(options.run, options.host, options.port)
     return 0
 
 

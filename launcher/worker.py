@@ -25,6 +25,7 @@ from training.recorder import Recorder, SilentRecorder
 from training.redact import redact, redact_file
 from training.result import RunResult
 from training.spec import JobSpec
+from training.trackers import TRACKERS_FILE
 
 LOG_TAIL_LINES = 30
 LOOPBACK = "127.0.0.1"
@@ -76,6 +77,7 @@ class RankActor:
                 sender.event("phase", phase="starting")
                 sender.fetch("checkpoints", self.workdir)
                 sender.fetch(PLAN_FILE, self.workdir)
+                sender.fetch(TRACKERS_FILE, self.workdir)
             if run_job is None:
                 from training.rank import run_job as trainer
 

@@ -18,6 +18,7 @@ from training.evaluation import compute_metrics
 from training.material import Material
 from training.memory import memory_watched, peak_memory_bytes
 from training.model import load_base, load_config
+from training.model_card import write_model_card
 from training.plan import Plan
 from training.predictions import write_predictions
 from training.ranks import Ranks
@@ -114,6 +115,7 @@ def conclude(
         retries=plan.retries,
         versions={"shoal": __version__, **{package: version(package) for package in PACKAGES}},
     )
+    write_model_card(folder, result)
     write_json(workdir / "result.json", result.to_dict())
     recorder.save(ADAPTER, folder)
     recorder.save("predictions.parquet", workdir / "predictions.parquet")

@@ -48,6 +48,7 @@ LIST_FLAGS = {
     "text_column_names": "data.text_column_names",
     "lora_target_modules": "lora.target_modules",
     "remove": "data.remove",
+    "report_to": "training.report_to",
 }
 """Flags that take one or more values."""
 
@@ -85,7 +86,6 @@ NEEDLESS_FLAGS = {
     "save_strategy": "a checkpoint is written after each epoch, and every --save_steps",
     "load_best_model_at_end": "the best adapter is always kept",
     "logging_steps": "each step is logged",
-    "report_to": "events.jsonl holds all there is to report",
 }
 """Flags of the peers that change nothing here, with the reason said."""
 
@@ -164,6 +164,8 @@ def flag_values(given: dict[str, Any], warn: Any) -> NestedDict:
             content = set_key(content, key, values[name])
     if values.get("lora_target_modules") == ["all-linear"]:
         content = set_key(content, "lora.target_modules", "all-linear")
+    if values.get("report_to") == ["none"]:  # the peers' word
+        content = set_key(content, "training.report_to", [])
     # Those set to false first, so that --load_in_4bit --load_in_8bit false means 4 bits.
     for name, is_on in sorted(switches.items(), key=lambda item: item[1]):
         key, on, off = SWITCHES[name]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,22 +41,17 @@ def merge(folder: Path, output: Path) -> None:
     """
     quiet_libraries()
     run = open_run(folder)
-    output = output.expanduser()
-    if output.exists():
-        raise UserError(f"--output {output} exists. Choose another folder, or remove it first.")
+    output = new_folder(output)
     unquantized = replace(run.spec.model, quantization="none")
     model, tokenizer = load_finished(run, unquantized, CPU, say)
-    _refuse_quantized(model, unquantized)
+    refuse_quantized(model, unquantized)
     texts = fixed_texts(tokenizer, model.config.vocab_size, min(MAX_TOKENS, run.spec.data.max_seq_length))
     expected = padded_logits(model, texts, NUM_TEXTS, CPU, NUM_TEXTS)
     say("merging")
     merged = model.merge_and_unload(safe_merge=True)
     del model
-    temporary = output.with_name(f".{output.name}.tmp")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _require_room(merged, output.parent)
-        shutil.rmtree(temporary, ignore_errors=True)
+    require_room(merged, output.parent)
+    with writing_folder(output) as temporary:
         merged.save_pretrained(str(temporary))
         tokenizer.save_pretrained(str(temporary))
         del merged
@@ -62,11 +59,28 @@ def merge(folder: Path, output: Path) -> None:
         say("verifying")
         reloaded = padded_logits(_load_plain(temporary, run), texts, NUM_TEXTS, CPU, NUM_TEXTS)
         verified = compare_logits(reloaded, expected, run.dtype, saved="merged model", original="base and adapter")
+    print_verified(run, output, verified)
+
+
+def new_folder(output: Path) -> Path:
+    """Return where to write, which must not exist."""
+    output = output.expanduser()
+    if output.exists():
+        raise UserError(f"--output {output} exists. Choose another folder, or remove it first.")
+    return output
+
+
+@contextmanager
+def writing_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `output`, flushed, unless an error comes first: then nothing is left."""
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        yield temporary
         flush(temporary)
         temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print_verified(run, output, verified)
 
 
 def say(message: str) -> None:
@@ -88,7 +102,7 @@ def fixed_texts(tokenizer: Any, vocab_size: int, max_tokens: int) -> TokenizedSp
     return TokenizedSplit(ids=[""] * NUM_TEXTS, tokens=tokens, offsets=offsets, labels=[0] * NUM_TEXTS)
 
 
-def _refuse_quantized(model: Any, spec: ModelSpec) -> None:
+def refuse_quantized(model: Any, spec: ModelSpec) -> None:
     """Refuse a checkpoint that is stored quantized."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise UserError(
@@ -97,8 +111,9 @@ def _refuse_quantized(model: Any, spec: ModelSpec) -> None:
         )
 
 
-def _require_room(model: Any, folder: Path) -> None:
-    """Refuse to begin writing what the disk has no room for."""
+def require_room(model: Any, folder: Path) -> None:
+    """Refuse to begin writing what the disk has no room for; `folder`, where it is to lie, is made."""
+    folder.mkdir(parents=True, exist_ok=True)
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     free = shutil.disk_usage(folder).free
     if needed > free:

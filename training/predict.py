@@ -134,14 +134,20 @@ class Predictor:
             token_budget=run.spec.training.per_device_eval_batch_size * max_seq_length,
         )
 
-    @torch.no_grad()
     def logits(self, texts: list[str], advance: Callable[[int], None]) -> npt.NDArray[np.float32]:
         """Return logits [texts, num_labels] in the order of the texts; `advance` is told of each batch's size."""
+        return self.logits_of(self.encode(texts), advance)
+
+    def encode(self, texts: list[str]) -> TokenizedSplit:
+        """Return the tokens of texts, cut to max_seq_length. One thread at a time: the tokenizer keeps its settings."""
         tokens, offsets = encode_texts(texts, self.tokenizer, self.max_seq_length)
-        names = [""] * len(texts)
-        split = TokenizedSplit(ids=names, tokens=tokens, offsets=offsets, labels=[0] * len(texts))
-        longest_first = sorted(range(len(texts)), key=lambda index: -split.lengths[index])
-        logits = torch.zeros(len(texts), self.num_labels, device=self.device)
+        return TokenizedSplit(ids=[""] * len(texts), tokens=tokens, offsets=offsets, labels=[0] * len(texts))
+
+    @torch.no_grad()
+    def logits_of(self, split: TokenizedSplit, advance: Callable[[int], None]) -> npt.NDArray[np.float32]:
+        """Return logits [texts, num_labels] of encoded texts, in their order."""
+        longest_first = sorted(range(len(split)), key=lambda index: -split.lengths[index])
+        logits = torch.zeros(len(split), self.num_labels, device=self.device)
         for indices in fill(longest_first, split.lengths, self.token_budget):
             logits[torch.tensor(indices, device=self.device)] = self.classifier(*to_device(split, indices, self.device))
             advance(len(indices))

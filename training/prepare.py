@@ -11,16 +11,18 @@ from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_
 from training.errors import UserError
 from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
 from training.spec import JobSpec
+from training.trackers import require_trackers
 
 
 def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report: Callable[[str], None]) -> None:
-    """Check what can be checked without a card: DeepSpeed keys, model, tokenizer, layers of the adapter.
+    """Check what can be checked without a card: trackers, DeepSpeed keys, model, tokenizer, layers of the adapter.
 
     `spec.deepspeed` holds the content of the file that messages call `deepspeed_source`. `report` is told of what
     takes long. Raises UserError for what cannot work.
     """
     if not isinstance(spec.deepspeed, dict):
         raise UserError(f"{deepspeed_source}: give the content of the file.")
+    require_trackers(spec.training.report_to)
     check_deepspeed_config(spec.deepspeed, deepspeed_source)
     # With dtype auto the ranks' cards decide; the file may say either.
     wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"

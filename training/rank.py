@@ -6,6 +6,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from training.resume import restore, shared_start
 from training.run import TrainingRun, TrainingState
 from training.spec import JobSpec
 from training.stop import StopRequest
+from training.trackers import tracking
 
 
 def run_job(
@@ -66,6 +68,19 @@ def run_job(
     Stopped where the job was asked to end and has saved.
     """
     quiet_libraries()
+    with tracking(recorder, spec, workdir) if ranks.is_main else nullcontext(recorder) as told:
+        return _run_job(spec, ranks, told, workdir, stop, joined)
+
+
+def _run_job(
+    spec: JobSpec,
+    ranks: Ranks,
+    recorder: Recorder,
+    workdir: Path,
+    stop: StopRequest | None,
+    joined: Callable[[], None],
+) -> RunResult | None:
+    """Run this rank's share, as run_job says."""
 
     def report(message: str) -> None:
         if ranks.is_main:

@@ -20,6 +20,7 @@ Quantization = Literal["none", "nf4", "int8"]
 Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 NewsgroupPart = Literal["headers", "footers", "quotes"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 TINY_LLAMA = "builtin:tiny-llama"
 DOCSTRINGS = "builtin:docstrings"
@@ -200,6 +201,8 @@ class TrainingSpec:
     """Write a checkpoint every so many optimizer steps, besides the one at each epoch's end."""
     save_total_limit: int = 2
     """Checkpoints kept, the newest ones."""
+    report_to: list[TrackerName] = field(default_factory=lambda: ["tensorboard"])
+    """Trackers that get the figures besides events.jsonl (training.trackers); [] is none. Changes no result."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -258,8 +261,9 @@ class JobSpec:
         return asdict(self)
 
     def fingerprint(self) -> str:
-        """Return a hash of all that can change the result: not the name, the folder or where it resumes from."""
+        """Return a hash of all that can change the result: not name, folder, where it resumes from or reports to."""
         content = self.to_dict()
         for key in ("name", "output_dir", "resume_from_checkpoint"):
             del content[key]
+        del content["training"]["report_to"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

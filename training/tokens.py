@@ -45,6 +45,17 @@ class TokenizedSplit:
         return np.concatenate([self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]).astype(np.int64)
 
 
+def join_splits(splits: Sequence[TokenizedSplit]) -> TokenizedSplit:
+    """Return the texts of several splits as one, in their order."""
+    lengths = [length for split in splits for length in split.lengths]
+    return TokenizedSplit(
+        ids=[text_id for split in splits for text_id in split.ids],
+        tokens=np.concatenate([split.tokens for split in splits]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=[label for split in splits for label in split.labels],
+    )
+
+
 def tokenize_split(split: Split, tokenizer: Any, max_seq_length: int) -> TokenizedSplit:
     """Return the split's token ids, each text cut to `max_seq_length` tokens."""
     key = hashlib.sha256(f"{FORMAT} {max_seq_length} {_identity(tokenizer)}".encode())

@@ -7,16 +7,23 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
+from forked_jobs import run_job
 from small_material import write_corpus, write_tiny_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+PRECISIONS = {"fp32": [], "bf16": ["--bf16"], "nf4": ["--load_in_4bit", "--bf16"], "int8": ["--load_in_8bit"]}
+"""Flags over those of the tiny fp32 job."""
+
+Train = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +72,24 @@ def job_flags(tiny_model: Path, corpus: Path) -> list[str]:
         f"--test_file={corpus / 'test.jsonl'}", "--bf16=false", "--lora_dropout=0", "--learning_rate=1e-2",
         "--max_seq_length=32", "--num_train_epochs=1", "--validation_fraction=0.2",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(job_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Train the tiny job in a precision, once for all the processes of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def train(precision: str) -> Path:
+        folder = root / f"trained-{precision}"
+        with FileLock(root / f"trained-{precision}.lock"):
+            if not (folder / "result.json").exists():
+                flags = [*job_flags, *PRECISIONS[precision], "--output_dir", str(folder)]
+                run = run_job(*flags)
+                assert run.returncode == 0, run.stderr[-3000:]
+        return folder
+
+    return train
 
 
 def read_events(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -66,6 +66,12 @@ def test_a_study_finishes_around_a_job_that_cannot_work(tiny_model: Path, corpus
     }  # fmt: skip
     assert "headline" in first["bad-seed0"]["error"]["message"]
     assert first["wide-seed0"]["num_ranks"] == 2 and first["wide-seed0"]["model"]["zero_stage"] == 3
+    for name in ("plain-seed0", "wide-seed0"):
+        folder = tmp_path / "outputs/mixed/jobs" / name
+        assert [path.name.split(".")[:3] for path in (folder / "tensorboard").iterdir()] == [
+            ["events", "out", "tfevents"]
+        ]
+        assert f"# {name}\n" in (folder / "adapter/README.md").read_text()
     names = {item["name"] for item in report_of(tmp_path)["baselines"]}
     assert any("TF-IDF" in name for name in names)
 

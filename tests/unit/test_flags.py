@@ -19,6 +19,8 @@ FLAGS_AND_KEYS = [
     ("--validation_file b.csv", "data.validation_file", "b.csv"),
     ("--test_file c.csv", "data.test_file", "c.csv"),
     ("--text_column_names title body", "data.text_column_names", ["title", "body"]),
+    ("--report_to tensorboard mlflow", "training.report_to", ["tensorboard", "mlflow"]),
+    ("--report_to none", "training.report_to", []),
     ("--label_column_name topic", "data.label_column_name", "topic"),
     ("--max_seq_length 64", "data.max_seq_length", 64),
     ("--per_device_train_batch_size 3", "training.per_device_train_batch_size", 3),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training.errors import UserError
-from training.merge import NUM_TEXTS, _refuse_quantized, _require_room, fixed_texts
+from training.merge import NUM_TEXTS, fixed_texts, refuse_quantized, require_room
 from training.spec import ModelSpec
 
 
@@ -31,14 +31,14 @@ def test_the_texts_are_the_same_every_time_and_hold_no_special_token() -> None:
 
 def test_a_checkpoint_stored_quantized_is_refused() -> None:
     spec = ModelSpec(model_name_or_path="owner/model-4bit")
-    _refuse_quantized(SimpleNamespace(config=SimpleNamespace()), spec)
+    refuse_quantized(SimpleNamespace(config=SimpleNamespace()), spec)
     with pytest.raises(UserError, match="owner/model-4bit is stored quantized"):
-        _refuse_quantized(SimpleNamespace(config=SimpleNamespace(quantization_config={})), spec)
+        refuse_quantized(SimpleNamespace(config=SimpleNamespace(quantization_config={})), spec)
 
 
 def test_a_disk_without_room_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = torch.nn.Linear(16, 16)
-    _require_room(model, tmp_path)
+    require_room(model, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=16))
     with pytest.raises(UserError, match="Make room"):
-        _require_room(model, tmp_path)
+        require_room(model, tmp_path)
