@@ -157,7 +157,7 @@ def _addresses(facts: Mapping[str, Facts], addresses: Mapping[str, str]) -> list
         warning(
             "address",
             node,
-            f"Ray will call it {fact['address']}, by its route to the outside, and not {addresses[node]} as the cluster file",
+            f"Ray will call it {fact['address']}, by its route to the outside; the cluster file says {addresses[node]}",
             "Name that address in the cluster file, or let its default route go by this network.",
         )
         for node, fact in facts.items()

@@ -151,12 +151,10 @@ def look_at_port(number: int) -> Port:
 
 def look_at_disks(folders: list[Path]) -> list[Disk]:
     """Return the room of the folders' file systems, each once."""
-    seen = {folder.stat().st_dev: folder for folder in reversed(folders)}
-    return [
-        {"path": str(folder), "free_bytes": shutil.disk_usage(folder).free}
-        for folder in folders
-        if folder in seen.values()
-    ]
+    systems: dict[int, Path] = {}
+    for folder in folders:
+        systems.setdefault(folder.stat().st_dev, folder)
+    return [{"path": str(folder), "free_bytes": shutil.disk_usage(folder).free} for folder in systems.values()]
 
 
 def _versions(checkout: Path) -> dict[str, str]:

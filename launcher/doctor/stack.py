@@ -33,7 +33,7 @@ def look() -> Stack:
     problem = ""
     if torch.version.cuda:
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as reason:
             problem = str(reason).strip().splitlines()[0]
     return {
