@@ -80,8 +80,7 @@ def examine_cluster(cluster: ClusterFile, tell: Tell) -> list[Finding]:
         findings += compare(cluster, facts, own, addresses)
         if len(there) > 1 and cluster.head in facts:
             tell("measuring the links between them")
-            links, clocks = measure(there)
-            findings += [*check_links(cluster, links), *check_clocks(cluster.head, clocks)]
+            findings += _between(cluster, there)
         tell("asking PyTorch on each, and building DeepSpeed's CPUAdam (about a minute the first time)")
         for its in pool.map(lambda node: _with_stack(node, facts[node.name]), there):
             findings += its
@@ -94,6 +93,16 @@ def _facts(node: Node) -> Facts | NodeError:
     except NodeError as problem:
         return problem
     return facts
+
+
+def _between(cluster: ClusterFile, nodes: Sequence[Node]) -> list[Finding]:
+    """Return the findings of what lies between PCs; `nodes[0]` is the head."""
+    try:
+        links, clocks = measure(nodes)
+    except NodeError as problem:
+        fix = "Log in to each PC as Ray does, with `bash --login -i`, and see what its shell says."
+        return [error("link", cluster.head, f"the links between the PCs were not measured: {problem}", fix)]
+    return [*check_links(cluster, links), *check_clocks(cluster.head, clocks)]
 
 
 def _with_stack(node: Node, facts: Facts) -> list[Finding]:

@@ -67,7 +67,10 @@ class Node:
             raise NodeError(f"no answer within {timeout_seconds:g} s", unreachable=False) from None
         if run.returncode:
             raise NodeError(run.stderr, unreachable=bool(self.ssh) and run.returncode == SSH_FAILED)
-        return json.loads(run.stdout.strip().splitlines()[-1])  # what a ~/.bashrc prints comes before it
+        try:
+            return json.loads(run.stdout.strip().splitlines()[-1])  # what a ~/.bashrc prints comes before it
+        except (ValueError, IndexError):
+            raise NodeError(run.stdout, unreachable=False) from None
 
 
 def this_machine() -> Node:

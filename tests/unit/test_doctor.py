@@ -94,6 +94,7 @@ def test_this_machine_is_looked_at_by_the_script_that_is_sent() -> None:
 @pytest.mark.parametrize(
     ("text", "mode", "expected"),
     [("5f3c\n", 0o600, []), ("5f3c", 0o644, [("error", "pc", "token")]), ("\n", 0o600, [("error", "pc", "token")])],
+    ids=["as it should be", "read by others", "empty"],
 )
 def test_the_token_file(tmp_path: Path, text: str, mode: int, expected: list[tuple[str, str, str]]) -> None:
     path = tmp_path / "auth_token"
@@ -276,6 +277,20 @@ def test_a_closed_port_and_a_slow_link() -> None:
     assert amiss(check_links(CLUSTER, [fine, closed])) == [("error", f"{WORKER} -> {HEAD}", "ports")]
     assert amiss(check_links(CLUSTER, [slow])) == [("warning", f"{HEAD} -> {WORKER}", "link")]
     assert amiss(check_links(CLUSTER, [fine])) == []
+
+
+def test_a_pc_that_prints_too_much_or_nothing(tmp_path: Path) -> None:
+    """What its shell says before the facts is no harm; a shell that ends instead is said."""
+    shell = tmp_path / "python"
+    shell.write_text(f'#!/bin/sh\necho "Welcome {{}}"\nexec {sys.executable} "$@"\n')
+    shell.chmod(0o755)
+    assert Node(name="pc", python=str(shell)).run("machine.py", timeout_seconds=60)["installed"]
+    shell.write_text("#!/bin/sh\necho Please change your password.\n")
+    silent = Node(name="pc", python=str(shell))
+    with pytest.raises(NodeError, match="change your password"):
+        silent.run("machine.py", timeout_seconds=60)
+    with pytest.raises(NodeError, match="listener"):
+        measure([silent, Node(name="127.0.0.1")])
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="needs ssh")
