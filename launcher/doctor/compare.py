@@ -142,6 +142,8 @@ def _tokens(cluster: ClusterFile, facts: Mapping[str, Facts]) -> list[Finding]:
         return []
     findings = []
     for node, token in tokens.items():
+        if token["mode"] is None and not facts[node]["installed"]:
+            continue  # it comes with the rest
         if token["mode"] is None:
             fact = f"there is no Ray token in {token['path']}: Ray keeps out a PC without the head's"
             findings.append(error("token", node, fact, f"{cluster.start} makes it, and brings it to every PC."))

@@ -112,7 +112,7 @@ def _with_stack(node: Node, facts: Facts) -> list[Finding]:
     try:
         stack: Stack = node.run("stack.py", timeout_seconds=STACK_SECONDS)
     except NodeError as problem:
-        fix = "Delete the environment it is installed in (.venv), and install Shoal again."
+        fix = "Ask again if the PC is just busy; else delete the environment it is in (.venv), and install Shoal again."
         broken = error("torch", node.name, f"PyTorch or DeepSpeed does not start: {problem}", fix)
         return [broken, *check_machine(node.name, facts, None)]
     return check_machine(node.name, facts, stack)
