@@ -8,8 +8,10 @@
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal export RUN --output DIR --format vllm    its base with the head, and its LoRA weights, as vLLM loads them
     shoal cards                        print this machine's cards for `ray start --resources=...`
+    shoal doctor                       what is wrong with this machine, or with a cluster's PCs (--cluster FILE)
 
-Exit status: 0 all is well, 1 a job failed or what was written did not verify, 2 the input is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed, what was written did not verify or the doctor found an error, 2 the input
+is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -97,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
+    doctor = commands.add_parser("doctor", help="say what is wrong with this machine or a cluster, and the mend")
+    doctor.add_argument("--cluster", type=Path, metavar="FILE", help="Ray's cluster file, e.g. cluster/cluster.yaml")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -212,6 +218,12 @@ def _cards(options: argparse.Namespace) -> int:
         else json.dumps(resources(cards))
     )
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from launcher.doctor.examine import doctor
+
+    return doctor(options.cluster, as_json=options.json)
 
 
 if __name__ == "__main__":

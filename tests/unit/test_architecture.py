@@ -31,8 +31,8 @@ CONTRACT = {
 COMMANDS = {"cli.py": {"training.predict", "training.merge", "training.export", "training.serve"}}
 """Commands of `shoal` that run a model in their own process. The command line hands over to them inside the function of
 each command alone, so that the others start without torch, also where there is none."""
-IN_WORKERS = {"worker.py"}
-"""Files of the launcher whose code runs inside Ray workers, where training happens."""
+IN_WORKERS = {"worker.py", "stack.py"}
+"""Files of the launcher whose code runs where training happens: inside Ray workers, or as the doctor's script there."""
 OWN_PACKAGES = {"training", "launcher"}
 LIBRARIES = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names} - OWN_PACKAGES
 NO_MODULES = {"utils", "helpers", "common", "types"}
