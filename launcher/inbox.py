@@ -17,6 +17,8 @@ from training.recorder import EVENTS_FILE, Event
 
 CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
+INBOX_NAME = "progress and results"
+"""Of the actor: its log in Ray's dashboard is the progress of the study."""
 
 
 class Inbox:
@@ -29,6 +31,8 @@ class Inbox:
     def event(self, job: str, event: Event) -> None:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
         self.new_events.append((job, event))
+        if news := describe_event(event):
+            print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}  {job}: {news}", flush=True)
         folder = self.jobs_folder / job
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
@@ -80,6 +84,16 @@ class Inbox:
 
     def _incoming(self, job: str, relative_path: str) -> Path:
         return self.jobs_folder / job / INCOMING / relative_path.replace("/", "--")
+
+
+def describe_event(event: Event) -> str:
+    """Return what an event says of a job's progress; empty where it says nothing."""
+    if event["kind"] == "step":
+        done = f"step {event['step']}/{event['num_steps']}"
+        return f"{done}  loss {event['loss']:.4f}  {event['samples_per_second']:.1f} samples/s"
+    if event["kind"] == "evaluation":
+        return f"{event['split']} accuracy {event['accuracy']:.4f}"
+    return str(event.get("phase") or event.get("message", ""))
 
 
 class RayRecorder:
