@@ -151,8 +151,9 @@ class Cluster:
 
     def actor(self, cls: Any, *arguments: Any, name: str, node_id: str) -> Any:
         """Start an actor on a node; return its handle."""
-        strategy = self.on_node(node_id)
-        return self.ray.remote(cls).options(name=name, num_cpus=0, scheduling_strategy=strategy).remote(*arguments)
+        # Its calls are many: the dashboard's progress bar would count little else.
+        options = {"name": name, "num_cpus": 0, "enable_task_events": False}
+        return self.ray.remote(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
         """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""

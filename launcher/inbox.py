@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Inbox:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
         self.new_events.append((job, event))
         if news := describe_event(event):
-            print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}  {job}: {news}", flush=True)
+            print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}  {job}: {news}", file=sys.stderr)
         folder = self.jobs_folder / job
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / EVENTS_FILE).open("a", encoding="utf-8") as file:

@@ -145,7 +145,7 @@ def test_a_running_study_is_seen_from_outside(study: RunningStudy, workplace: Pa
     assert float(running) == 1
 
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
-    with pytest.raises(urllib.error.HTTPError, match="401"):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
         study.dashboard("/api/jobs/", "wrong")
     (job,) = study.dashboard("/api/jobs/", token)
     assert job["metadata"]["job_name"] == "Shoal study tiny"
