@@ -26,7 +26,7 @@ from launcher.inbox import INBOX_NAME
 from launcher.metrics import JOB_GAUGES, STUDY_GAUGES
 from training.ranks import free_port
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 400.0
 WIDE = {
     "name": "wide",
     "num_ranks": 2,
@@ -41,6 +41,7 @@ class RunningStudy(NamedTuple):
     session: Path
     """Ray's folder of it."""
     output: Path
+    launcher: subprocess.Popen[bytes]
 
     def dashboard(self, path: str, token: str) -> Any:
         """Return what the dashboard's HTTP API answers."""
@@ -56,6 +57,20 @@ class RunningStudy(NamedTuple):
         return "".join(
             urllib.request.urlopen(f"http://{target}/metrics", timeout=30).read().decode() for target in targets
         )
+
+    def patiently(self, look: Callable[[], Any]) -> Any:
+        """Return what `look` returns once it is something and raises no more."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            assert self.launcher.poll() is None, self.output.read_text()
+            try:
+                if found := look():
+                    return found
+            except (OSError, ValueError):
+                if time.monotonic() > give_up_at:
+                    raise
+            assert time.monotonic() < give_up_at, self.output.read_text()
+            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -77,25 +92,10 @@ def study(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningS
                 env=environment, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
         try:
-            yield RunningStudy(session=Path(folder) / "ray" / "session_latest", output=output)
-            assert launcher.poll() is None, output.read_text()
+            yield RunningStudy(session=Path(folder) / "ray" / "session_latest", output=output, launcher=launcher)
         finally:
             launcher.send_signal(signal.SIGTERM)
             launcher.wait(timeout=300)
-
-
-def patiently(look: Callable[[], Any]) -> Any:
-    """Return what `look` returns once it is something and raises no more."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            if found := look():
-                return found
-        except (OSError, ValueError, IndexError, KeyError):
-            if time.monotonic() > give_up_at:
-                raise
-        assert time.monotonic() < give_up_at
-        time.sleep(0.2)
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def test_a_running_study_is_seen_from_outside(study: RunningStudy, workplace: Pa
         found = dict(line.rsplit(" ", 1) for line in study.scrape().splitlines() if line.startswith("ray_shoal_"))
         return found if any(series.startswith("ray_shoal_job_loss{") for series in found) else {}
 
-    series = patiently(exported)
+    series = study.patiently(exported)
 
     assert {name.split("{")[0] for name in series} == {f"ray_{name}" for name in [*JOB_GAUGES, *STUDY_GAUGES]} - {
         "ray_shoal_job_validation_accuracy"
@@ -157,5 +157,5 @@ def test_a_running_study_is_seen_from_outside(study: RunningStudy, workplace: Pa
     if not shutil.which("prometheus"):
         pytest.skip("all but Prometheus itself was tested: it is not installed (Debian: apt-get install prometheus)")
     with prometheus(study.session / "metrics/prometheus/prometheus.yml", workplace) as ask:
-        (loss,) = patiently(lambda: ask('ray_shoal_job_loss{study="tiny", job_name="wide"}'))
+        (loss,) = study.patiently(lambda: ask('ray_shoal_job_loss{study="tiny", job_name="wide"}'))
         assert float(loss["value"][1]) == 1.0
