@@ -18,7 +18,7 @@ from training.recorder import EVENTS_FILE, Event
 
 CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
-INBOX_NAME = "progress and results"
+INBOX_NAME = "{study}: progress and results"
 """Of the actor: its log in Ray's dashboard is the progress of the study."""
 
 

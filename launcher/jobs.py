@@ -58,7 +58,8 @@ class JobRunner:
         self.metrics, self.scratch = metrics, scratch
         self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
-        self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), name=INBOX_NAME, node_id=cluster.head_node_id)
+        name = INBOX_NAME.format(study=folder.root.name)
+        self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), name=name, node_id=cluster.head_node_id)
         self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
