@@ -37,8 +37,11 @@ CONNECT_SECONDS = 10.0
 class Cluster:
     """Ray, connected. `stop` ends what we started and leaves a joined cluster running."""
 
-    def __init__(self, address: str | None, virtual_cards_gib: Sequence[float] | None) -> None:
-        """Start Ray here, or join the cluster at `address` (or $RAY_ADDRESS). Raises UserError where that fails."""
+    def __init__(self, address: str | None, virtual_cards_gib: Sequence[float] | None, name: str) -> None:
+        """Start Ray here, or join the cluster at `address` (or $RAY_ADDRESS). Raises UserError where that fails.
+
+        `name` is what Ray's dashboard calls the study.
+        """
         # Nobody asked Shoal's users whether they want to be counted.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would hide the cards from workers that asked for none by num_gpus; we assign cards ourselves.
@@ -58,6 +61,7 @@ class Cluster:
         quiet: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "ERROR",
+            "job_config": ray.job_config.JobConfig(metadata={"job_name": name}),
             # Workers find launcher/ and training/ in a checkout that was not pip-installed too.
             "runtime_env": {
                 "env_vars": {
@@ -144,16 +148,17 @@ class Cluster:
 
         return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
 
-    def task(self, function: Any, *arguments: Any, node_id: str | None = None) -> Any:
+    def task(self, function: Any, *arguments: Any, name: str, node_id: str | None = None) -> Any:
         """Start a function as a Ray task on a node (the head's by default); return its reference."""
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "max_calls": 1}
+        options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_retries": 0, "max_calls": 1}
         strategy = self.on_node(node_id or self.head_node_id)
         return self.ray.remote(**options)(function).options(scheduling_strategy=strategy).remote(*arguments)
 
-    def actor(self, cls: Any, *arguments: Any, node_id: str) -> Any:
+    def actor(self, cls: Any, *arguments: Any, name: str, node_id: str) -> Any:
         """Start an actor on a node; return its handle."""
-        strategy = self.on_node(node_id)
-        return self.ray.remote(cls).options(num_cpus=0, scheduling_strategy=strategy).remote(*arguments)
+        # Its calls are many: the dashboard's progress bar would count little else.
+        options = {"name": name, "num_cpus": 0, "enable_task_events": False}
+        return self.ray.remote(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
         """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -24,6 +25,8 @@ CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
 MOST_UNWRITTEN = 100_000
 """Events kept in memory while the disk is full; jobs wait by then, so that there are few."""
+INBOX_NAME = "{study}: progress and results"
+"""Of the actor: its log in Ray's dashboard is the progress of the study."""
 
 
 class Inbox:
@@ -38,6 +41,8 @@ class Inbox:
         """Append one event to the job's events.jsonl and keep it for `drain`."""
         self.unwritten.append((self._inside(job, "") / EVENTS_FILE, event))
         self.new_events.append((job, event))
+        if news := describe_event(event):
+            print(f"{time.strftime('%H:%M:%S', time.localtime(event['time']))}  {job}: {news}", file=sys.stderr)
         while self.unwritten:
             path, event = self.unwritten[0]
             try:
@@ -103,6 +108,16 @@ class Inbox:
         if not job or not is_name or not path.resolve().is_relative_to(self.jobs_folder.resolve() / job):
             raise ShoalError(f"job {job!r} names {str(relative_path)!r}, which is not in its folder")
         return path
+
+
+def describe_event(event: Event) -> str:
+    """Return what an event says of a job's progress; empty where it says nothing."""
+    if event["kind"] == "step":
+        done = f"step {event['step']}/{event['num_steps']}"
+        return f"{done}  loss {event['loss']:.4f}  {event['samples_per_second']:.1f} samples/s"
+    if event["kind"] == "evaluation":
+        return f"{event['split']} accuracy {event['accuracy']:.4f}"
+    return str(event.get("phase") or event.get("message", ""))
 
 
 class RayRecorder:

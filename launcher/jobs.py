@@ -17,13 +17,15 @@ from launcher.expand import StudyJob
 from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, fingerprint
 from launcher.forecast import Planned
-from launcher.inbox import Inbox
+from launcher.inbox import INBOX_NAME, Inbox
+from launcher.metrics import StudyMetrics
 from launcher.preparation import Preparation
 from launcher.running import Failure, RunningJob, failure_of, start_ranks
 from launcher.schedule import Scheduler, room_for
 from launcher.state import JobState
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
+from training.forecast.memory_estimate import MemoryEstimate
 from training.plan import Plan, RetryWith
 from training.redact import redact
 from training.result import RunResult
@@ -48,16 +50,18 @@ class JobRunner:
         folder: StudyFolder,
         states: dict[str, JobState],
         view: StudyView,
+        metrics: StudyMetrics,
         scratch: Path,
         run_job: RunJob | None,
         max_failures: int,
     ) -> None:
         self.cluster, self.folder, self.states, self.view = cluster, folder, states, view
         folder.say = view.say
-        self.scratch = scratch
+        self.metrics, self.scratch = metrics, scratch
         self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
-        self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), node_id=cluster.head_node_id)
+        name = INBOX_NAME.format(study=folder.root.name)
+        self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), name=name, node_id=cluster.head_node_id)
         self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
@@ -90,6 +94,7 @@ class JobRunner:
             for ref in ready:
                 self._take(ref)
             self.view.update()
+            self.metrics.update(len(self.cluster.cards))
 
     def stop(self) -> None:
         """Kill every rank and bring the logs of interrupted jobs home."""
@@ -199,9 +204,10 @@ class JobRunner:
             self._free(running)
             self._wait_again(running)
             return
-        state = self.states[running.job.name]
-        state.status, state.message = "running", ""
-        state.cards = " ".join(card.label for card in running.placement.cards)
+        planned = self.plans[running.job.name]
+        forecast = planned.forecast.memory if isinstance(planned, Choice) else MemoryEstimate()
+        cards = " ".join(card.label for card in running.placement.cards)
+        self.states[running.job.name].begin(cards, forecast.card_bytes or forecast.host_bytes)
         self.running[running.job.name] = running
         self.folder.record_placement("start", running.placement)
         start_ranks(self.cluster, running, self.inbox, self.run_job)
@@ -226,8 +232,8 @@ class JobRunner:
         self.folder.record_placement("end", running.placement)
         self._free(running)
         for node_id in dict.fromkeys(card.node_id for card in running.placement.cards):
-            ref = self.cluster.task(collect_logs, running.job.name, running.workdir, self.inbox, node_id=node_id)
-            self.collecting[ref] = running
+            arguments, name = (running.job.name, running.workdir, self.inbox), f"{running.job.name}: collect logs"
+            self.collecting[self.cluster.task(collect_logs, *arguments, name=name, node_id=node_id)] = running
 
     def _free(self, running: RunningJob) -> None:
         """Give back what a job had reserved."""

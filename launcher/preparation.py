@@ -99,10 +99,13 @@ class Preparation:
             specs = [(same[0].spec, _deepspeed_source(same[0])) for same in alike]
             for first, *_ in alike:
                 self.states[first.name].status = "preparing"  # the others like it wait for it
-            self.preparing[self.cluster.task(prepare_jobs, specs, self.inbox)] = alike
+            names = alike[0][0].name if len(group) == 1 else f"{alike[0][0].name} and others like it"
+            ref = self.cluster.task(prepare_jobs, specs, self.inbox, name=f"{names}: prepare")
+            self.preparing[ref] = alike
 
     def _start_baselines(self, job: StudyJob) -> None:
-        self.baselines[self.cluster.task(compute_baselines, job.spec)] = data_key(job)
+        ref = self.cluster.task(compute_baselines, job.spec, name=f"{job.name}: baselines of its data")
+        self.baselines[ref] = data_key(job)
 
     def _take_prepared(self, groups: list[list[StudyJob]], outcomes: Outcome) -> None:
         """Let the jobs go whose preparation worked; the others have failed."""

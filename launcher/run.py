@@ -13,6 +13,7 @@ from launcher.cluster import Cluster
 from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
+from launcher.metrics import StudyMetrics
 from launcher.report.write import write_report
 from launcher.state import JobState
 from launcher.study import Study, load_study
@@ -87,7 +88,7 @@ def _run_on_ray(
 ) -> None:
     """Start or join Ray, run the waiting jobs, leave no process behind."""
     previous = signal.getsignal(signal.SIGTERM)
-    cluster = Cluster(address, study.cards_gib)
+    cluster = Cluster(address, study.cards_gib, f"Shoal study {study.name}")
     try:
         for job in waiting:
             folder.begin(job)
@@ -99,7 +100,8 @@ def _run_on_ray(
             if cluster.dashboard_url:
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
-            runner = JobRunner(cluster, folder, states, view, scratch, run_job, study.max_failures)
+            metrics = StudyMetrics(study.name, states)
+            runner = JobRunner(cluster, folder, states, view, metrics, scratch, run_job, study.max_failures)
             try:
                 runner.run(waiting, jobs)
             except BaseException:

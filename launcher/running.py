@@ -58,7 +58,8 @@ def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJ
             "card_gib": placement.request.card_gib,
         }
         running.actors.append(actor)
-        running.refs.append(actor.run.remote(running.spec, ranks, address, inbox, run_job))
+        run = actor.run.options(name=f"{running.job.name}: rank {rank}")
+        running.refs.append(run.remote(running.spec, ranks, address, inbox, run_job))
 
 
 @dataclass(frozen=True, kw_only=True)

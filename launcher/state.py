@@ -11,6 +11,13 @@ from training.result import RunResult
 Status = Literal["waiting", "preparing", "running", "succeeded", "failed", "finished earlier"]
 
 
+STEP_FIELDS = (
+    "step", "num_steps", "loss", "samples_per_second", "tokens_per_second", "step_seconds", "eta_seconds",
+    "peak_memory_bytes",
+)  # fmt: skip
+"""Of a step event, and of a state."""
+
+
 @dataclass(kw_only=True)
 class JobState:
     """One row of the live table."""
@@ -26,10 +33,22 @@ class JobState:
     accuracy: float | None = None
     """Of the newest evaluation on validation; of the kept adapter once the job has ended."""
     samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
     eta_seconds: float | None = None
     peak_memory_bytes: int = 0
+    forecast_memory_bytes: int = 0
+    """Of a rank, of the memory that the peak is of; 0 where there is no forecast."""
+    retries: int = 0
+    """How often it went on from its newest checkpoint in this run of the study."""
     message: str = ""
     """The newest log message, or the error."""
+
+    def begin(self, cards: str, forecast_memory_bytes: int) -> None:
+        """Take in that the job starts, or goes on, on these cards."""
+        self.retries += bool(self.cards)
+        self.status, self.message, self.cards = "running", "", cards
+        self.forecast_memory_bytes = forecast_memory_bytes
 
     def apply(self, event: Event) -> None:
         """Take in one event of the job."""
@@ -39,7 +58,7 @@ class JobState:
         elif kind == "log":
             self.message = event["message"]
         elif kind == "step":
-            for name in ("step", "num_steps", "loss", "samples_per_second", "eta_seconds", "peak_memory_bytes"):
+            for name in STEP_FIELDS:
                 setattr(self, name, event[name])
         elif kind == "evaluation" and event["split"] == "validation":
             self.accuracy = event["accuracy"]

@@ -44,6 +44,8 @@ class RankActor:
         self.workdir.mkdir(parents=True, exist_ok=True)
         # Ctrl-C in the terminal is the head's to handle: it ends the ranks itself.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Where Ray's dashboard shows the rank's own log.
+        print(f"rank{rank}.log comes to the study's folder when this rank has ended", file=sys.stderr)
         log = os.open(self.workdir / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)

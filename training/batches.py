@@ -23,6 +23,8 @@ class StepPlan:
     """Sample indices. Equally many lists on every rank; a rank with fewer samples has empty ones at the end."""
     num_samples: int
     """Of the whole global batch, over all ranks."""
+    num_tokens: int = 0
+    """The same, without padding; only speeds need it."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -93,4 +95,5 @@ def plan_step(
     order = epoch_order(len(lengths), seed, epoch)
     batch = order[place * global_batch_size : (place + 1) * global_batch_size].tolist()
     micro_batches = cut_batch(batch, lengths, rank=rank, world_size=world_size, token_budget=token_budget)
-    return StepPlan(micro_batches=micro_batches, num_samples=len(batch))
+    num_tokens = sum(lengths[index] for index in batch)
+    return StepPlan(micro_batches=micro_batches, num_samples=len(batch), num_tokens=num_tokens)

@@ -50,7 +50,7 @@ def train(run: TrainingRun, state: TrainingState) -> None:
             epoch_ends = state.step % run.steps_per_epoch == 0 or state.step == run.num_steps
             saves = epoch_ends or bool(save_steps and state.step % save_steps == 0)
             # Before a save in any case: what has diverged must not take a good checkpoint's place.
-            meter.add(loss_sum, plan.num_samples, rate, progress, due=saves)
+            meter.add(loss_sum, plan, rate, progress, due=saves)
             if epoch_ends:
                 note_evaluation(run, state, evaluate(run, state, progress))
             if meter.stop_agreed or saves:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.batches import StepPlan
 from training.errors import ShoalError
 from training.memory import peak_memory_bytes
 from training.progress import TrainingProgress
@@ -38,20 +39,22 @@ class StepMeter:
         self.stop_agreed = False
         """Whether a rank was asked to stop and all know it."""
         self.num_samples = 0
-        self.samples_timed = 0
+        self.samples_timed = self.tokens_timed = 0
         self.seconds_timed = 0.0
+        self.reported = (state.step, 0.0)
+        """The step of the last report, and the seconds timed by then."""
 
     def start(self) -> None:
         """Begin timing a step."""
         self.started = time.perf_counter()
 
-    def add(self, loss_sum: Tensor, num_samples: int, rate: float, progress: TrainingProgress, *, due: bool) -> None:
+    def add(self, loss_sum: Tensor, plan: StepPlan, rate: float, progress: TrainingProgress, *, due: bool) -> None:
         """Note a finished step; report it if its turn has come or it is `due`."""
         run, state = self.run, self.state
         self.loss_sum += loss_sum
-        self.num_samples += num_samples
+        self.num_samples += plan.num_samples
         if state.step % self.every and not due:
-            self._time(num_samples)
+            self._time(plan)
             return
         sums = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(run.stop.requested))])
         if run.ranks.world_size > 1:
@@ -59,7 +62,7 @@ class StepMeter:
         loss, stops = sums.tolist()
         self.stop_agreed = stops > 0
         state.last_loss = loss / self.num_samples
-        self._time(num_samples)
+        self._time(plan)
         if not math.isfinite(state.last_loss):
             raise ShoalError(
                 f"training diverged: the loss is {state.last_loss} at step {state.step}. "
@@ -69,11 +72,12 @@ class StepMeter:
         self.loss_sum.zero_()
         self.num_samples = 0
 
-    def _time(self, num_samples: int) -> None:
+    def _time(self, plan: StepPlan) -> None:
         elapsed = time.perf_counter() - self.started
         self.state.seconds += elapsed
         self.seconds_timed += elapsed
-        self.samples_timed += num_samples
+        self.samples_timed += plan.num_samples
+        self.tokens_timed += plan.num_tokens
 
     def _report(self, rate: float, progress: TrainingProgress) -> None:
         if not self.run.ranks.is_main:
@@ -81,6 +85,8 @@ class StepMeter:
         run, state = self.run, self.state
         memory = peak_memory_bytes()
         seconds_a_sample = self.seconds_timed / self.samples_timed
+        last_step, last_seconds = self.reported
+        self.reported = (state.step, self.seconds_timed)
         event = {
             "step": state.step,
             "num_steps": run.num_steps,
@@ -88,6 +94,8 @@ class StepMeter:
             "loss": state.last_loss,
             "learning_rate": rate,
             "samples_per_second": 1.0 / seconds_a_sample,
+            "tokens_per_second": self.tokens_timed / self.seconds_timed,
+            "step_seconds": (self.seconds_timed - last_seconds) / (state.step - last_step),
             "eta_seconds": (run.num_steps - state.step) * run.global_batch_size * seconds_a_sample,
             "peak_memory_bytes": memory["gpu_bytes"] or memory["host_bytes"],
         }

@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(REASON is not None, reason
 RAY = Path(sys.prefix) / "bin" / "ray"
 CLUSTER = "cluster/cluster.yaml"
 SUBMIT = "ray submit cluster/cluster.yaml launcher/launch.py -- studies/demo.yaml"
-MOUNTED = [*yaml.safe_load((CHECKOUT / CLUSTER).read_text(encoding="utf-8"))["file_mounts"].values(), "cluster"]
+MOUNTS = yaml.safe_load((CHECKOUT / CLUSTER).read_text(encoding="utf-8"))["file_mounts"].values()
+MOUNTED = sorted({path.partition("/")[0] for path in [*MOUNTS, CLUSTER]})
 README = (CHECKOUT / "cluster" / "README.md").read_text(encoding="utf-8")
 CARDS_GIB = {"head": None, "worker1": "8", "worker2": "12,8"}
 """The two cards of one size, which a job of two ranks needs, are in two PCs."""

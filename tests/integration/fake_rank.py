@@ -14,15 +14,10 @@ from training.recorder import Recorder
 from training.result import RunResult
 from training.spec import JobSpec
 
-RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE, WAITS_FOR_COMPANY = (
-    101,
-    102,
-    103,
-    104,
-    105,
-    106,
-    107,
-)
+(
+    RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE, WAITS_FOR_COMPANY,
+    RETRIES_AND_WAITS,
+) = range(101, 109)  # fmt: skip
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -39,14 +34,14 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
     if spec.lora.r == TAKES_ITS_TIME:
         time.sleep(4)
     plan = read_plan(workdir, spec, ranks.world_size)
-    if spec.lora.r == OUT_OF_MEMORY and not plan.retries:
+    if spec.lora.r in (OUT_OF_MEMORY, RETRIES_AND_WAITS) and not plan.retries:
         if ranks.is_main:
             smaller = plan.smaller("training", 1, "CUDA out of memory")
             assert smaller is not None
             raise RetryWith(smaller)
         time.sleep(600)  # in a collective call, as far as the launcher can tell
     if not ranks.is_main:
-        time.sleep(600 if spec.lora.r == WAITS_FOR_COMPANY else 0)
+        time.sleep(600 if spec.lora.r in (WAITS_FOR_COMPANY, RETRIES_AND_WAITS) else 0)
         return None
     resumed = (workdir / "checkpoints/step-000001").exists()
     if resumed:
@@ -58,9 +53,10 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         recorder.save(f"checkpoints/{folder.name}", folder)
         recorder.event(
             "step", step=step, num_steps=2, epoch=step / 2, loss=1.0, learning_rate=1e-3, samples_per_second=10.0,
-            eta_seconds=0.0, peak_memory_bytes=1 << 30,
+            tokens_per_second=400.0, step_seconds=0.25, eta_seconds=0.0, peak_memory_bytes=1 << 30,
         )  # fmt: skip
-        if (spec.lora.r == WAITS and not resumed) or (spec.lora.r == WAITS_FOR_COMPANY and ranks.world_size > 1):
+        waits = spec.lora.r == RETRIES_AND_WAITS or (spec.lora.r == WAITS_FOR_COMPANY and ranks.world_size > 1)
+        if waits or (spec.lora.r == WAITS and not resumed):
             time.sleep(600)
     recorder.remove("checkpoints/step-000001")
     adapter = workdir / "adapter"

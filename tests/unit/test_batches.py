@@ -31,6 +31,7 @@ def test_an_epoch_uses_every_sample_once(
         ranks = plans(lengths, step, seed=seed, global_batch_size=batch, world_size=world_size, token_budget=budget)
         in_step = [index for plan in ranks for micro in plan.micro_batches for index in micro]
         assert {plan.num_samples for plan in ranks} == {len(in_step)}
+        assert {plan.num_tokens for plan in ranks} == {sum(lengths[index] for index in in_step)}
         assert len({len(plan.micro_batches) for plan in ranks}) == 1, "a rank short of a pass would hang the others"
         assert all(plan.micro_batches for plan in ranks)
         used += in_step
