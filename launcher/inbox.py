@@ -14,6 +14,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from launcher.status import ask_to_cancel, read_status, wants
 from training.disk import append_line, flush, is_full, wait_for_room
 from training.recorder import EVENTS_FILE, Event
 
@@ -21,10 +22,14 @@ CHUNK_BYTES = 4 << 20
 INCOMING = ".incoming"
 MOST_UNWRITTEN = 100_000
 """Events kept in memory while the disk is full; jobs wait by then, so that there are few."""
+NAMESPACE = "shoal"
 
 
 class Inbox:
-    """Writes `jobs/<name>/` of a study folder. Made a Ray actor by the launcher; plain here."""
+    """Writes `jobs/<name>/` of a study folder. Made a Ray actor by the launcher; plain here.
+
+    It is by name in Ray's namespace NAMESPACE, where other launchers and `shoal status` find it.
+    """
 
     def __init__(self, jobs_folder: str) -> None:
         self.jobs_folder = Path(jobs_folder)
@@ -88,6 +93,19 @@ class Inbox:
         with (self.jobs_folder / job / relative_path).open("rb") as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
+
+    def status(self) -> dict[str, Any] | None:
+        """Return the study's newest StudyStatus.to_dict()."""
+        status = read_status(self.jobs_folder.parent)
+        return status.to_dict() if status else None
+
+    def wants(self) -> dict[str, Any]:
+        """Return what the study's jobs wait for; see launcher.status.wants."""
+        return wants(self.jobs_folder.parent)
+
+    def cancel(self, jobs: list[str]) -> None:
+        """Ask the launcher to end these jobs."""
+        ask_to_cancel(self.jobs_folder.parent, jobs)
 
     def _incoming(self, job: str, relative_path: str) -> Path:
         return self.jobs_folder / job / INCOMING / relative_path.replace("/", "--")

@@ -15,6 +15,7 @@ from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
 from launcher.report import write_report
 from launcher.state import JobState
+from launcher.status import StatusFile
 from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob
@@ -49,12 +50,15 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
             else:
                 waiting.append(job)
         folder.write_study(study.name, jobs)
+        status = StatusFile(folder.root, study.name, study.priority, list(states.values()))
+        status.write()
         interrupted = False
         if waiting or any(data_key(job) not in folder.read_baselines() for job in jobs):
             try:
-                _run_on_ray(study, jobs, waiting, folder, states, console, address, run_job)
+                _run_on_ray(study, jobs, waiting, folder, states, status, console, address, run_job)
             except KeyboardInterrupt:
                 interrupted = True
+        status.write(state="interrupted" if interrupted else "finished")
         report_file = write_report(folder)
     if interrupted:
         console.print("Interrupted; what is finished is kept. Run the same command to go on.", highlight=False)
@@ -70,9 +74,12 @@ def _conclude(states: dict[str, JobState], report_file: Path, console: Console) 
     console.print(f"\nReport: {report_file}", highlight=False, soft_wrap=True)
     for state in failed:
         console.print(f"failed: {state.name}: {state.message}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
-        console.print("Run the same command to try the failed ones again.", highlight=False)
-    return EXIT_FAILED if failed else 0
+    cancelled = [state.name for state in states.values() if state.status == "cancelled"]
+    if cancelled:
+        console.print(f"cancelled: {', '.join(cancelled)}", highlight=False, markup=False, soft_wrap=True)
+    if failed or cancelled:
+        console.print("Run the same command to try these again; what is finished is kept.", highlight=False)
+    return EXIT_FAILED if failed or cancelled else 0
 
 
 def _run_on_ray(
@@ -81,6 +88,7 @@ def _run_on_ray(
     waiting: list[StudyJob],
     folder: StudyFolder,
     states: dict[str, JobState],
+    status: StatusFile,
     console: Console,
     address: str | None,
     run_job: RunJob | None,
@@ -99,7 +107,7 @@ def _run_on_ray(
             if cluster.dashboard_url:
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
-            runner = JobRunner(cluster, folder, states, view, scratch, run_job, study.max_failures)
+            runner = JobRunner(cluster, folder, states, view, scratch, run_job, study.max_failures, status)
             try:
                 runner.run(waiting, jobs)
             except BaseException:
