@@ -2,6 +2,8 @@
 
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
     shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
+    shoal status [--watch]             how far the studies in outputs/ or on a cluster are
+    shoal cancel STUDY|JOB             end what waits or runs of a study, or one job
     shoal report outputs/demo          write the report again from the results; of several studies, one to compare them
     shoal predict RUN --input FILE     label texts with a finished job
     shoal serve RUN                    label texts over HTTP
@@ -22,7 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.errors import (
     EXIT_FAILED,
@@ -33,8 +35,12 @@ from training.errors import (
     describe_os_error,
 )
 
+if TYPE_CHECKING:
+    from launcher.others import Studies
+
 VIRTUAL_CARDS = "SHOAL_CARDS_GIB"
 """Environment variable: the sizes in GiB of a cluster node's virtual cards, e.g. "8,12"."""
+CLUSTER = "Ray cluster whose studies are meant (default: $RAY_ADDRESS, else those in outputs/ here)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
     plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
+    status = commands.add_parser("status", help="say how far studies are, from any terminal")
+    status.add_argument("study", nargs="*", help="names of studies (default: all; those that ended without their jobs)")
+    status.add_argument("--address", help=CLUSTER)
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="go on showing them until all have ended, or Ctrl-C")
+    form.add_argument("--json", action="store_true", help="print JSON, with times in Unix seconds")
+    status.set_defaults(command=_status)
+    cancel = commands.add_parser("cancel", help="end a study or a job that waits or runs")
+    cancel.add_argument("target", metavar="STUDY|JOB", help="study, or one of its jobs: JOB or STUDY/JOB")
+    cancel.add_argument("--address", help=CLUSTER)
+    cancel.set_defaults(command=_cancel)
     report = commands.add_parser("report", help="write the report of a study again, or one that compares several")
     report.add_argument("folder", type=Path, nargs="+", help="study folder, e.g. outputs/demo")
     report.add_argument("--output", type=Path, help="folder for the report of several (default: compare-A-B beside A)")
@@ -154,6 +171,27 @@ def _plan(options: argparse.Namespace) -> int:
     from launcher.plan import print_plan
 
     return print_plan(options.study, options.cards, as_json=options.json)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from launcher.watch import show_status
+
+    return show_status(_studies(options), options.study, watch=options.watch, as_json=options.json)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from launcher.watch import cancel
+
+    return cancel(_studies(options), options.target)
+
+
+def _studies(options: argparse.Namespace) -> Studies:
+    """Return the studies that a command is about."""
+    from launcher.others import StudiesHere, StudiesOnCluster
+    from launcher.run import OUTPUTS
+
+    address = options.address or os.environ.get("RAY_ADDRESS") or "local"
+    return StudiesHere(OUTPUTS) if address == "local" else StudiesOnCluster(address)
 
 
 def _report(options: argparse.Namespace) -> int:

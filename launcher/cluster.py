@@ -32,6 +32,35 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 CONNECT_SECONDS = 10.0
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+NO_STATISTICS = ("RAY_USAGE_STATS_ENABLED", "0")
+"""Nobody asked Shoal's users whether they want to be counted."""
+
+
+def join(address: str, **options: Any) -> Any:
+    """Connect to the Ray cluster at `address`; return Ray's context. Raises UserError where none answers."""
+    _before_ray(joined=True)
+    import ray
+
+    try:
+        _knock(address)
+        return ray.init(address=address, **QUIET, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
+        ) from None
+
+
+def _before_ray(*, joined: bool) -> None:
+    """Say what Ray reads when it is imported or started. Raises UserError where its token is not its owner's alone."""
+    os.environ.setdefault(*NO_STATISTICS)
+    if not joined:
+        require_token_auth()
+        make_token()
+    elif token_file().exists():
+        # Ray protects the clusters it starts with a token, but shows it to others only when told to.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    protect_token()
 
 
 class Cluster:
@@ -42,25 +71,15 @@ class Cluster:
 
         `name` is what Ray's dashboard calls the study.
         """
-        # Nobody asked Shoal's users whether they want to be counted.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would hide the cards from workers that asked for none by num_gpus; we assign cards ourselves.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = address or os.environ.get("RAY_ADDRESS")
         self.joined = bool(address) and address != "local"
-        if not self.joined:
-            require_token_auth()
-            make_token()
-        elif token_file().exists():
-            # Ray protects the clusters it starts with a token, but shows it to others only when told to.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        protect_token()
+        _before_ray(joined=self.joined)
         import ray
 
         self.ray = ray
         quiet: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": "ERROR",
             "job_config": ray.job_config.JobConfig(metadata={"job_name": name}),
             # Workers find launcher/ and training/ in a checkout that was not pip-installed too.
             "runtime_env": {
@@ -69,16 +88,7 @@ class Cluster:
                 }
             },
         }
-        if self.joined:
-            try:
-                _knock(str(address))
-                context = ray.init(address=address, **quiet)
-            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-                raise UserError(
-                    f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
-                ) from None
-        else:
-            context = _start_local(ray, local_cards(virtual_cards_gib), quiet)
+        context = join(str(address), **quiet) if self.joined else _start_local(local_cards(virtual_cards_gib), quiet)
         # Ray installs a SIGTERM handler of its own; ours is Ctrl-C's.
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
@@ -154,10 +164,10 @@ class Cluster:
         strategy = self.on_node(node_id or self.head_node_id)
         return self.ray.remote(**options)(function).options(scheduling_strategy=strategy).remote(*arguments)
 
-    def actor(self, cls: Any, *arguments: Any, name: str, node_id: str) -> Any:
-        """Start an actor on a node; return its handle."""
+    def actor(self, cls: Any, *arguments: Any, name: str, namespace: str, node_id: str) -> Any:
+        """Start an actor on a node; return its handle. By its name others find it in its namespace."""
         # Its calls are many: the dashboard's progress bar would count little else.
-        options = {"name": name, "num_cpus": 0, "enable_task_events": False}
+        options = {"name": name, "namespace": namespace, "num_cpus": 0, "enable_task_events": False}
         return self.ray.remote(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
@@ -200,9 +210,13 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
-def _start_local(ray: Any, cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:
+def _start_local(cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:
     """Start Ray on this machine with its cards as resources."""
+    os.environ.setdefault(*NO_STATISTICS)
+    import ray
+
     start = {
+        **QUIET,
         "address": "local",
         "resources": resources(cards),
         "labels": labels(cards),

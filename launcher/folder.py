@@ -8,10 +8,12 @@ outputs/<study>/
     report.md, report.json   the same for terminals and programs
     tables/              the same for spreadsheets: leaderboard.csv, jobs.csv, per_class.csv, confusion.csv,
                          comparisons.csv
+    status.json          how far its launcher is, or was last
+    cancel/              an empty file named after each job that its launcher is asked to end
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
-                         failure.json
+                         failure.json (it failed or was cancelled)
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ class StudyFolder:
         self._keep(partial(write_plan, self.jobs / spec.name, spec, spec.num_ranks, plan))
 
     def write_result(self, result: RunResult) -> None:
-        """Write result.json for a success and failure.json for a failure."""
+        """Write result.json for a success and failure.json for a job that failed or was cancelled."""
         name = "result.json" if result.status == "succeeded" else "failure.json"
         self._keep(partial(write_json, self.jobs / result.name / name, result.to_dict()))
 

@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from launcher.status import ask_to_cancel, read_status, wants
 from training.disk import append_line, flush, is_full, wait_for_room
 from training.errors import ShoalError
 from training.recorder import EVENTS_FILE, Event
@@ -26,11 +27,15 @@ INCOMING = ".incoming"
 MOST_UNWRITTEN = 100_000
 """Events kept in memory while the disk is full; jobs wait by then, so that there are few."""
 INBOX_NAME = "{study}: progress and results"
-"""Of the actor: its log in Ray's dashboard is the progress of the study."""
+"""The actor's name begins with it: its log in Ray's dashboard is the progress of the study."""
+NAMESPACE = "shoal"
 
 
 class Inbox:
-    """Writes `jobs/<name>/` of a study folder. Made a Ray actor by the launcher; plain here."""
+    """Writes `jobs/<name>/` of a study folder. Made a Ray actor by the launcher; plain here.
+
+    It is by name in Ray's namespace NAMESPACE, where other launchers and `shoal status` find it.
+    """
 
     def __init__(self, jobs_folder: str) -> None:
         self.jobs_folder = Path(jobs_folder)
@@ -95,6 +100,19 @@ class Inbox:
         with self._inside(job, relative_path).open("rb") as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
+
+    def status(self) -> dict[str, Any] | None:
+        """Return the study's newest StudyStatus.to_dict()."""
+        status = read_status(self.jobs_folder.parent)
+        return status.to_dict() if status else None
+
+    def wants(self) -> dict[str, Any]:
+        """Return what the study's jobs wait for; see launcher.status.wants."""
+        return wants(self.jobs_folder.parent)
+
+    def cancel(self, jobs: list[str]) -> None:
+        """Ask the launcher to end these jobs."""
+        ask_to_cancel(self.jobs_folder.parent, jobs)
 
     def _incoming(self, job: str, relative_path: str, file: str = "") -> Path:
         """Return where what is being sent lies until all of it is here."""

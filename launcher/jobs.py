@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,20 +15,20 @@ from launcher.cards import Node, unreserved
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
-from launcher.fit import explain, whole_cards
-from launcher.folder import StudyFolder, fingerprint
+from launcher.folder import StudyFolder
 from launcher.forecast import Planned
-from launcher.inbox import INBOX_NAME, Inbox
+from launcher.inbox import INBOX_NAME, NAMESPACE, Inbox
 from launcher.metrics import StudyMetrics
+from launcher.others import Rivals
 from launcher.preparation import Preparation
-from launcher.running import Failure, RunningJob, failure_of, start_ranks
+from launcher.running import Failure, RunningJob, failure_of, result_of, start_ranks, unsuccessful
 from launcher.schedule import Scheduler, room_for
-from launcher.state import JobState
+from launcher.state import OPEN, JobState
+from launcher.status import StatusFile
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
 from training.forecast.memory_estimate import MemoryEstimate
 from training.plan import Plan, RetryWith
-from training.redact import redact
 from training.result import RunResult
 
 POLL_SECONDS = 0.5
@@ -54,14 +55,19 @@ class JobRunner:
         scratch: Path,
         run_job: RunJob | None,
         max_failures: int,
+        status: StatusFile,
     ) -> None:
         self.cluster, self.folder, self.states, self.view = cluster, folder, states, view
         folder.say = view.say
+        self.status = status
         self.metrics, self.scratch = metrics, scratch
         self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
-        name = INBOX_NAME.format(study=folder.root.name)
-        self.inbox = cluster.actor(Inbox, str(folder.jobs.resolve()), name=name, node_id=cluster.head_node_id)
+        name = f"{INBOX_NAME.format(study=status.study)} {uuid.uuid4().hex[:8]}"
+        self.inbox = cluster.actor(
+            Inbox, str(folder.jobs.resolve()), node_id=cluster.head_node_id, name=name, namespace=NAMESPACE
+        )
+        self.rivals = Rivals(name, status.priority)
         self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
@@ -81,6 +87,10 @@ class JobRunner:
         while self.preparation.pending or self.waiting or self.reserving or self.running or self.collecting:
             for job, planned in self.preparation.ready():
                 self._admit(job, planned)
+            for name in self.status.take_cancelled():
+                self._cancel(name)
+            if self.scheduler.give_way(self.rivals.ahead()):
+                self.next_look = 0.0  # what they no longer wait for they have
             self._look()
             self._start_jobs()
             refs = [*self.preparation.refs, *self.reserving, *self.collecting]
@@ -95,6 +105,7 @@ class JobRunner:
                 self._take(ref)
             self.view.update()
             self.metrics.update(len(self.cluster.cards))
+            self.status.write(self.scheduler.queue(), gives_way_to=len(self.scheduler.ahead))
 
     def stop(self) -> None:
         """Kill every rank and bring the logs of interrupted jobs home."""
@@ -106,23 +117,16 @@ class JobRunner:
 
     def _admit(self, job: StudyJob, planned: Planned) -> None:
         """Let a job wait for cards, or refuse it where no card would ever do."""
-        cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
-        if isinstance(planned, Choice):
-            asked, refusal = planned.asked, planned.refusal
-        else:
-            asked, refusal = whole_cards(job.name, job.spec, cards), None
-            if not room_for(asked, cards, nodes):
-                refusal = explain(job, job.spec, asked, cards, nodes)
+        asked, refusal = self.preparation.asked(job, planned)
         if refusal and job.name not in self.plans:
             self._fail(job, f"Refused before it started: {refusal}", "")
             return
         if refusal:  # it had cards that have gone since
             self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")
-            asked = self.asked[job.name]
         else:
-            self.plans[job.name], self.asked[job.name] = planned, asked
+            self.plans[job.name], self.asked[job.name] = planned, replace(asked, priority=self.status.priority)
         self.waiting[job.name] = job
-        self.scheduler.submit(asked)
+        self.scheduler.submit(self.asked[job.name])
 
     def _look(self) -> None:
         """Take in that cards appeared or went, or that other studies have taken some."""
@@ -262,7 +266,9 @@ class JobRunner:
         self._take_events()
         plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
         failure = failure_of(running)
-        if plans:
+        if running.cancelled:
+            self._end_cancelled(running.job)
+        elif plans:
             # Out of memory: on from the newest checkpoint, with a plan that needs less.
             plan = Plan(**plans[0])
             self.folder.write_plan(running.spec, plan)
@@ -271,7 +277,8 @@ class JobRunner:
         elif failure:
             self._go_on_or_fail(running, failure)
         else:
-            self._end(self._result(running))
+            name = running.job.name
+            self._end(result_of(running, self.plans[name], self.restarts[name]))
 
     def _go_on_or_fail(self, running: RunningJob, failure: Failure) -> None:
         """Let a job go on from its newest checkpoint where that may help, on whatever cards there are now."""
@@ -284,36 +291,36 @@ class JobRunner:
         self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")
         self._wait_again(running)
 
-    def _result(self, running: RunningJob) -> RunResult:
-        """Return the result of a job that ended well, with what the head knows of it."""
-        job, planned = running.job, self.plans[running.job.name]
-        known: dict[str, Any] = {}
-        if isinstance(planned, Choice):
-            memory = planned.forecast.memory
-            known = {"forecast": {"card": memory.card, "host": memory.host}, "setting": planned.setting.to_dict()}
-        return replace(
-            RunResult(**running.outcomes[0]["result"]),
-            name=job.name,
-            settings=job.written.to_dict(),
-            fingerprint=fingerprint(job),
-            restarts=self.restarts[job.name],
-            **known,
-            placement=running.placement.to_dict(),
-        )
-
     def _fail(self, job: StudyJob, message: str, log_tail: str) -> None:
         """Keep that a job failed."""
-        self._end(
-            RunResult(
-                name=job.name,
-                status="failed",
-                settings=job.written.to_dict(),
-                fingerprint=fingerprint(job),
-                num_ranks=job.written.num_ranks,
-                restarts=self.restarts[job.name],
-                error={"message": redact(message), "log_tail": redact(log_tail)},
-            )
-        )
+        self._end(unsuccessful(job, "failed", message, log_tail, self.restarts[job.name]))
+
+    def _cancel(self, name: str) -> None:
+        """End a job that waits or runs; one that has ended stays as it is."""
+        if name not in self.states or self.states[name].status not in OPEN:
+            return
+        if name in self.running:
+            self.running[name].cancelled, self.states[name].phase = True, "cancelling"
+            self._release(self.running[name])
+            return
+        going_on = [running for running in self.collecting.values() if running.job.name == name]
+        if going_on:  # it has ended, and tries again unless it ended well
+            going_on[0].cancelled = failure_of(going_on[0]) is not None
+            return
+        if name in self.waiting:
+            job = self.waiting.pop(name)
+            self.scheduler.withdraw(self.asked[name])
+        elif reserving := [running for running in self.reserving.values() if running.job.name == name]:
+            job = reserving[0].job
+            del self.reserving[reserving[0].reservation]
+            self._free(reserving[0])
+        else:
+            job = self.preparation.drop(name)
+        self._end_cancelled(job)
+
+    def _end_cancelled(self, job: StudyJob) -> None:
+        """Keep that the user wanted no more of a job."""
+        self._end(unsuccessful(job, "cancelled", "cancelled by the user", "", self.restarts[job.name]))
 
     def _end(self, result: RunResult) -> None:
         """Keep a job's result or failure."""

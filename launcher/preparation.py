@@ -7,11 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from launcher.board import Request
 from launcher.cards import unreserved
+from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
+from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
+from launcher.schedule import room_for
 from launcher.state import JobState
 from launcher.worker import Outcome, compute_baselines, prepare_jobs
 from training.errors import ShoalError
@@ -76,10 +80,37 @@ class Preparation:
                 self.say(f"{job.name}: {planned} It gets whole cards.")
         return ready
 
+    def asked(self, job: StudyJob, planned: Planned) -> tuple[Request, str | None]:
+        """Return what a job asks of the scheduler, and why no cards would ever do where that is so."""
+        if isinstance(planned, Choice):
+            return planned.asked, planned.refusal
+        cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
+        asked = whole_cards(job.name, job.spec, cards)
+        fits = room_for(asked, cards, nodes)
+        return asked, None if fits else explain(job, job.spec, asked, cards, nodes)
+
     def plan_again(self, jobs: Sequence[StudyJob]) -> None:
         """Plan jobs for the cards that are left; they become ready once more."""
         self.prepared += jobs
         self._plan(jobs)
+
+    def drop(self, name: str) -> StudyJob:
+        """Let go of a job that is not ready yet, and of what is made for it alone; return it."""
+        for job in [job for job in self.prepared if job.name == name]:
+            self.prepared.remove(job)
+            return job
+        ref, same, job = next(
+            (ref, same, job)
+            for ref, groups in self.preparing.items()
+            for same in groups
+            for job in same
+            if job.name == name
+        )
+        same.remove(job)
+        if not any(self.preparing[ref]):
+            del self.preparing[ref]
+            self.cluster.ray.cancel(ref, force=True)
+        return job
 
     def _plan(self, jobs: Sequence[StudyJob]) -> None:
         if jobs:
@@ -117,7 +148,7 @@ class Preparation:
                     self.prepared.append(job)
                 else:
                     self.fail(job, outcome["error"], outcome.get("log_tail", ""))
-        good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if outcome["ok"]]
+        good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if jobs and outcome["ok"]]
         if good and data_key(good[0]) not in self.folder.read_baselines():
             self._start_baselines(good[0])
 

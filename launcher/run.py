@@ -16,6 +16,7 @@ from launcher.jobs import JobRunner
 from launcher.metrics import StudyMetrics
 from launcher.report.write import write_report
 from launcher.state import JobState
+from launcher.status import StatusFile
 from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob
@@ -50,12 +51,15 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
             else:
                 waiting.append(job)
         folder.write_study(study.name, jobs)
+        status = StatusFile(folder.root, study.name, study.priority, list(states.values()))
+        status.write()
         interrupted = False
         if waiting or any(data_key(job) not in folder.read_baselines() for job in jobs):
             try:
-                _run_on_ray(study, jobs, waiting, folder, states, console, address, run_job)
+                _run_on_ray(study, jobs, waiting, folder, states, status, console, address, run_job)
             except KeyboardInterrupt:
                 interrupted = True
+        status.write(state="interrupted" if interrupted else "finished")
         report_file = write_report(folder)
     if interrupted:
         console.print("Interrupted; what is finished is kept. Run the same command to go on.", highlight=False)
@@ -71,9 +75,12 @@ def _conclude(states: dict[str, JobState], report_file: Path, console: Console) 
     console.print(f"\nReport: {report_file} (open it in a browser)", highlight=False, soft_wrap=True)
     for state in failed:
         console.print(f"failed: {state.name}: {state.message}", highlight=False, markup=False, soft_wrap=True)
-    if failed:
-        console.print("Run the same command to try the failed ones again.", highlight=False)
-    return EXIT_FAILED if failed else 0
+    cancelled = [state.name for state in states.values() if state.status == "cancelled"]
+    if cancelled:
+        console.print(f"cancelled: {', '.join(cancelled)}", highlight=False, markup=False, soft_wrap=True)
+    if failed or cancelled:
+        console.print("Run the same command to try these again; what is finished is kept.", highlight=False)
+    return EXIT_FAILED if failed or cancelled else 0
 
 
 def _run_on_ray(
@@ -82,6 +89,7 @@ def _run_on_ray(
     waiting: list[StudyJob],
     folder: StudyFolder,
     states: dict[str, JobState],
+    status: StatusFile,
     console: Console,
     address: str | None,
     run_job: RunJob | None,
@@ -101,7 +109,7 @@ def _run_on_ray(
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
             metrics = StudyMetrics(study.name, states)
-            runner = JobRunner(cluster, folder, states, view, metrics, scratch, run_job, study.max_failures)
+            runner = JobRunner(cluster, folder, states, view, metrics, scratch, run_job, study.max_failures, status)
             try:
                 runner.run(waiting, jobs)
             except BaseException:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from launcher.board import Placement
+from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
+from launcher.folder import fingerprint
+from launcher.forecast import Planned
 from launcher.worker import Outcome, RankActor, RunJob
+from training.redact import redact
+from training.result import RunResult
 from training.spec import JobSpec
 
 
@@ -32,6 +37,8 @@ class RunningJob:
     """Of each rank's outcome, in rank order."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """Rank -> how it ended, for those that have."""
+    cancelled: bool = False
+    """Whether the user wants no more of it."""
 
     def open_refs(self) -> list[Any]:
         """Return the references of the ranks that have not ended."""
@@ -91,5 +98,38 @@ def failure_of(running: RunningJob) -> Failure | None:
             is_user_error=bool(answer.get("is_user_error")),
         )
     if running.outcomes.get(0, {}).get("result") is None:
-        return Failure(message="rank 0 ended without a result", log_tail=running.outcomes[0]["log_tail"])
+        log_tail = running.outcomes.get(0, {}).get("log_tail", "")
+        return Failure(message="rank 0 ended without a result", log_tail=log_tail)
     return None
+
+
+def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> RunResult:
+    """Return the result of a job that ended well, with what the head knows of it."""
+    known: dict[str, Any] = {}
+    if isinstance(planned, Choice):
+        memory = planned.forecast.memory
+        known = {"forecast": {"card": memory.card, "host": memory.host}, "setting": planned.setting.to_dict()}
+    return replace(
+        RunResult(**running.outcomes[0]["result"]),
+        name=running.job.name,
+        settings=running.job.written.to_dict(),
+        fingerprint=fingerprint(running.job),
+        restarts=restarts,
+        **known,
+        placement=running.placement.to_dict(),
+    )
+
+
+def unsuccessful(
+    job: StudyJob, status: Literal["failed", "cancelled"], message: str, log_tail: str, restarts: list[str]
+) -> RunResult:
+    """Return what is kept of a job that has no result."""
+    return RunResult(
+        name=job.name,
+        status=status,
+        settings=job.written.to_dict(),
+        fingerprint=fingerprint(job),
+        num_ranks=job.written.num_ranks,
+        restarts=restarts,
+        error={"message": redact(message), "log_tail": redact(log_tail)},
+    )

@@ -62,6 +62,8 @@ class Scheduler:
         self.submitted = 0
         self.holds: list[Hold] = []
         """Of the first jobs without room, in their order; true until something on the held cards changes."""
+        self.ahead: dict[str, Request] = {}
+        """Waiting jobs of other studies, which go first; see `give_way`."""
 
     def submit(self, request: Request) -> None:
         """Let a job wait for cards."""
@@ -99,8 +101,38 @@ class Scheduler:
         for placement in self.running.values():
             self.board.take(placement)
 
+    def give_way(self, requests: Iterable[Request]) -> bool:
+        """Keep the room free that others' jobs wait for, as if they were ours; all have a higher priority than ours.
+
+        A later call takes the place of an earlier one. Returns whether anything is new.
+        """
+        ahead = {request.job: request for request in requests}
+        if ahead == self.ahead:
+            return False
+        for request in self.ahead.values():
+            self.withdraw(request)
+        for request in ahead.values():
+            self.submit(request)
+        self.ahead, self.holds = ahead, []
+        return True
+
+    def queue(self) -> list[Request]:
+        """Return what our jobs wait for; of those that need the same no more than there are cards."""
+        most = len(self.board.cards)
+        first = [item for heap in self.waiting.values() for item in heapq.nsmallest(most, heap)]
+        return [request for _, _, request in first if request.job not in self.ahead]
+
     def start(self, now: float) -> list[Placement]:
         """Return the jobs to start now; they count as running from here on."""
+        placements = self._place(now)
+        for placement in placements:
+            if placement.job in self.ahead:  # its room was kept while ours were placed
+                self.end(placement.job)
+                self.submit(placement.request)
+        return [placement for placement in placements if placement.job not in self.ahead]
+
+    def _place(self, now: float) -> list[Placement]:
+        """Book all that has room now, in its order."""
         order = [(*self._place_in_order(kind), kind) for kind in self.waiting]
         heapq.heapify(order)
         placements: list[Placement] = []

@@ -8,7 +8,12 @@ from typing import Literal
 from training.recorder import Event
 from training.result import RunResult
 
-Status = Literal["waiting", "preparing", "running", "succeeded", "failed", "finished earlier"]
+Status = Literal[
+    "running", "preparing", "failed", "interrupted", "succeeded", "waiting", "cancelled", "finished earlier"
+]
+"""Those of which most is to be told first."""
+OPEN = ("waiting", "preparing", "running")
+"""Of a job that has not ended."""
 
 
 STEP_FIELDS = (

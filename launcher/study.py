@@ -2,6 +2,7 @@
 
 name: agnews                     # default: the file's name
 cards_gib: [8, 8]                # virtual cards, for a machine without GPUs
+priority: 0                      # on a cluster with other studies: the larger goes first
 max_failures: 3                  # how often a job may die and go on from its newest checkpoint
 model: {...}                     # any job setting, see training/spec.py
 seed: [0, 1, 2]                  # a list runs every setting once a seed
@@ -61,6 +62,8 @@ class Study:
     """Virtual cards of these sizes in GiB, for a machine without GPUs: a rank on one trains on the CPU."""
     max_failures: int = 3
     """How often a job may lose a rank (killed, its PC gone) or crash, and go on from its newest checkpoint."""
+    priority: int = 0
+    """Free cards go first to the studies of a cluster with the largest. What runs is left to run."""
     sweep: Sweep = field(default_factory=Sweep)
     shared: dict[str, Any] = field(default_factory=dict)
     """Job settings of the top level; `seed` may be a list."""

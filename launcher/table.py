@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from types import TracebackType
+from typing import get_args
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from launcher.state import JobState
+from launcher.state import JobState, Status
 from training.redact import redact
 
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = 60.0
+"""About one job, where a file takes them down."""
 LINES_BESIDE = 8
 """Of the table's frame and of what stands above it."""
-FIXED_WIDTH = 46
-"""Columns "status" and "progress", and the lines between columns."""
-FIGURE_WIDTH = 16
-STYLES = {"succeeded": "green", "finished earlier": "green", "failed": "red", "running": "cyan"}
+BAR_WIDTH = 8
+STATUS_WIDTH = 13
+"""That every phase has room in; longer texts are wrapped."""
+STYLES = {
+    "succeeded": "green", "finished earlier": "green", "failed": "red", "running": "cyan", "preparing": "cyan",
+    "cancelled": "yellow", "interrupted": "yellow",
+}  # fmt: skip
 
 
 class StudyView:
@@ -85,29 +92,44 @@ def render(states: Sequence[JobState], width: int, height: int) -> Table:
     What does not fit is left out: finished and waiting jobs first, and the figures from the last on.
     """
     shown = _most_telling(states, max(1, height - LINES_BESIDE))
-    names = max(len(state.name) for state in states)
-    cards = max((len(state.cards) for state in states), default=0)
-    num_figures = max(0, width - names - cards - FIXED_WIDTH) // FIGURE_WIDTH
+    titles = _titles_that_fit(states, width)
     table = Table(expand=False, pad_edge=False, caption=_rest(states, shown), caption_justify="left")
-    titles = [title for title, _ in _figures(states[0])][:num_figures]
     for title in ("job", "status", "cards", "progress", *titles):
         table.add_column(title, no_wrap=title not in ("job", "status"), overflow="fold")
     for state in shown:
-        bar = ProgressBar(total=state.num_steps, completed=state.step, width=8) if state.num_steps else ""
         progress = Table.grid(padding=(0, 1))
-        progress.add_row(bar, f"{state.step}/{state.num_steps}" if state.num_steps else "")
+        if state.num_steps:
+            bar = ProgressBar(total=state.num_steps, completed=state.step, width=BAR_WIDTH)
+            progress.add_row(bar, f"{state.step}/{state.num_steps}")
         status = state.status if state.status != "running" else state.phase or state.status
         if state.status == "preparing" and state.message:
             status = f"{status}: {state.message}"
-        figures = [cell for _, cell in _figures(state)][:num_figures]
-        style = STYLES.get(state.status, "dim")
-        table.add_row(state.name, f"[{style}]{status.replace('[', '(')}[/]", state.cards, progress, *figures)
+        figures = [cell for _, cell in _figures(state)][: len(titles)]
+        table.add_row(state.name, Text(status, STYLES.get(state.status, "dim")), state.cards, progress, *figures)
     return table
+
+
+def _titles_that_fit(states: Sequence[JobState], width: int) -> list[str]:
+    """Return the titles of the first figures, as many as a terminal has room for beside the other columns."""
+
+    def widest(title: str, cells: Iterable[str]) -> int:
+        return max(len(title), *map(len, cells)) + 3  # space, line, space
+
+    room = width + 1 - STATUS_WIDTH - 3  # the last column has no neighbour, the first a line before it
+    room -= widest("job", (state.name for state in states)) + widest("cards", (state.cards for state in states))
+    room -= BAR_WIDTH + 1 + widest("", (f"{state.step}/{state.num_steps}" for state in states))
+    titles = []
+    for figures in zip(*map(_figures, states), strict=True):
+        room -= widest(figures[0][0], (cell for _, cell in figures))
+        if room < 0:
+            break
+        titles.append(figures[0][0])
+    return titles
 
 
 def _most_telling(states: Sequence[JobState], most: int) -> list[JobState]:
     """Return at most so many jobs, in their order: those at work before those that failed, finished or wait."""
-    order = ("running", "preparing", "failed", "succeeded", "waiting", "finished earlier")
+    order = get_args(Status)
     chosen = sorted(range(len(states)), key=lambda index: (order.index(states[index].status), index))[:most]
     return [states[index] for index in sorted(chosen)]
 
@@ -126,8 +148,8 @@ def _figures(state: JobState) -> list[tuple[str, str]]:
     eta = state.eta_seconds if state.status == "running" else None
     return [
         ("loss", "" if state.loss is None else f"{state.loss:.4f}"),
-        ("val. accuracy", "" if state.accuracy is None else f"{state.accuracy:.4f}"),
-        ("ETA", "" if eta is None else f"{int(eta) // 60}:{int(eta) % 60:02d}"),
+        ("val acc", "" if state.accuracy is None else f"{state.accuracy:.4f}"),
+        ("ETA", "" if eta is None else str(timedelta(seconds=int(eta)))),
         ("samples/s", "" if state.samples_per_second is None else f"{state.samples_per_second:.1f}"),
         ("peak memory", f"{state.peak_memory_bytes / 2**30:.2f} GiB" if state.peak_memory_bytes else ""),
     ]

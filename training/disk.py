@@ -16,6 +16,9 @@ from training.errors import UserError
 
 WAIT_SECONDS = 5.0
 """Between two tries to write to a disk that is full."""
+LOCK = ".lock"
+LOOK_SECONDS = 1.0
+"""How long to try for a lock: `is_taken` holds it for a moment."""
 
 
 def flush(path: Path) -> None:
@@ -47,15 +50,28 @@ def sha256(path: Path) -> str:
 @contextmanager
 def alone_in(folder: Path, what: str) -> Iterator[None]:
     """Keep a second `what` out of the folder, with a UserError; the lock ends with its process."""
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_SECONDS)
     except Timeout:
         raise UserError(f"another {what} is working in {folder}. Wait for it, stop it, or choose another.") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether somebody is `alone_in` a folder now."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def is_full(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ class RunResult:
     """The job object of `result.json` and of the study's `report.json`."""
 
     name: str
-    status: Literal["succeeded", "failed"]
+    status: Literal["succeeded", "failed", "cancelled"]
     settings: dict[str, Any]
     """The resolved JobSpec."""
     fingerprint: str
@@ -54,7 +54,7 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     error: dict[str, str] = field(default_factory=dict)
-    """For a failed job: "message" and "log_tail"."""
+    """For a job that failed or was cancelled: "message" and "log_tail"."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""

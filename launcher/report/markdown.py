@@ -18,9 +18,11 @@ def render_markdown(report: dict[str, Any]) -> str:
     succeeded = [job for job in jobs if job["status"] == "succeeded"]
     failed = [job for job in jobs if job["status"] == "failed"]
     sections = [f"# Study {report['study']}", answer(report)]
+    cancelled = len(jobs) - len(succeeded) - len(failed)
     sections.append(
         f"{len(succeeded)} of {report['num_jobs']} jobs succeeded, {len(failed)} failed, "
-        f"{report['num_jobs'] - len(jobs)} not run."
+        + (f"{cancelled} cancelled, " if cancelled else "")
+        + f"{report['num_jobs'] - len(jobs)} not run."
     )
     models = [job["settings"]["model"] for job in jobs]
     if trusted := sorted({model["model_name_or_path"] for model in models if model["trust_remote_code"]}):

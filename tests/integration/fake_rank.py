@@ -16,8 +16,8 @@ from training.spec import JobSpec
 
 (
     RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE, WAITS_FOR_COMPANY,
-    RETRIES_AND_WAITS,
-) = range(101, 109)  # fmt: skip
+    RETRIES_AND_WAITS, WAITS_FOR_A_SIGN,
+) = range(101, 110)  # fmt: skip
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -33,6 +33,8 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         time.sleep(600)
     if spec.lora.r == TAKES_ITS_TIME:
         time.sleep(4)
+    while spec.lora.r == WAITS_FOR_A_SIGN and not (Path(spec.output_dir) / "sign").exists():
+        time.sleep(0.1)
     plan = read_plan(workdir, spec, ranks.world_size)
     if spec.lora.r in (OUT_OF_MEMORY, RETRIES_AND_WAITS) and not plan.retries:
         if ranks.is_main:

@@ -200,6 +200,9 @@ def test_a_failure_stands_in_the_report_with_its_log_and_in_no_group() -> None:
     assert "train.csv: no column 'x'" in text
     assert "    line two" in text
     assert "1 of 3 jobs succeeded, 1 failed, 1 not run" in text
+    cancelled = replace(failed, status="cancelled")
+    text = render_markdown(build_report("s", [jobs[0], cancelled], [], num_jobs=3))
+    assert "1 of 3 jobs succeeded, 0 failed, 1 cancelled, 1 not run" in text and "## Failures" not in text
 
 
 def test_a_study_without_any_success_has_a_report_too() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import pytest
 from rich.console import Console
 
-from launcher.state import JobState
+from launcher.state import JobState, Status
 from launcher.table import render
 
 
@@ -44,3 +45,22 @@ def test_jobs_at_work_are_seen_however_many_wait() -> None:
 def test_all_jobs_are_shown_where_there_is_room() -> None:
     text = drawn([running("a"), JobState(name="b", status="failed")], 120, 40)
     assert "failed" in text and "and " not in text
+
+
+def test_the_first_figures_are_seen_in_a_narrow_terminal() -> None:
+    state = running("lora-zero2-seed0")
+    state.cards, state.eta_seconds = "box1:0", 3 * 3600 + 65
+    text = drawn([state, JobState(name="b", status="cancelled")], 80, 24)
+    assert "1.5000" in text and "val acc" in text and "cancelled" in text
+    assert "3:01:05" in drawn([state], 120, 24)
+
+
+@pytest.mark.parametrize("status", get_args(Status))
+def test_every_status_is_whole_beside_all_figures(status: Status) -> None:
+    state = running("seed0")
+    state.status, state.phase = status, ""
+    assert status in drawn([state], 120, 24) and "3.00 GiB" in drawn([state], 120, 24)
+
+
+def test_a_message_with_brackets_is_no_markup() -> None:
+    assert "[bold]" in drawn([JobState(name="a", status="preparing", message="[bold] texts")], 120, 24)
