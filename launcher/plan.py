@@ -77,7 +77,7 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
     items = []
     with Console(stderr=True).status("planning ...") as status:
         for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
-            fits = _fits(planned, cards) if isinstance(planned, Choice) else ()
+            fits = fitting_sizes(planned, cards) if isinstance(planned, Choice) else ()
             state = "finished" if folder.finished(job) else "to run"
             items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits))
             status.update(f"planning: {len(items)} of {len(jobs)} jobs")
@@ -99,7 +99,7 @@ def _one_node(sizes: Sequence[float]) -> tuple[list[Card], dict[str, Node]]:
     return cards, {"here": node}
 
 
-def _fits(choice: Choice, cards: Sequence[Card]) -> tuple[int, ...]:
+def fitting_sizes(choice: Choice, cards: Sequence[Card]) -> tuple[int, ...]:
     """Return the sizes of the cards that hold a rank, of which there are enough."""
     enough = Counter(card.size for card in cards if card.gib >= choice.asked.card_gib)
     return tuple(sorted(size for size, number in enough.items() if number >= choice.asked.num_ranks))

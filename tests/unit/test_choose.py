@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from launcher.cards import GIB, Card, Node
 from launcher.choose import Choice, Setting, choose, cuts, expected_seconds, settings
 from launcher.expand import CHECKOUT, StudyJob
+from launcher.plan import fitting_sizes
 from training.errors import UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import DataSpec, JobSpec, TrainingSpec
@@ -145,3 +146,21 @@ def test_recomputing_cutting_and_offloading_cost_time() -> None:
     assert not first.gradient_checkpointing
     nf4 = replace(base, model=replace(base.model, quantization="nf4"))
     assert expected_seconds(nf4, WORK, on_card=True) > expected_seconds(base, WORK, on_card=True)
+
+
+@pytest.mark.parametrize(
+    ("card", "num_ranks", "sizes", "fits"),
+    [
+        (7.9, 1, [8, 12], (8, 12)),
+        (8.1, 1, [8, 12], (12,)),
+        (7.0, 2, [8, 12], ()),
+        (7.0, 2, [8, 12, 12], (12,)),
+        (13.0, 1, [8, 12], ()),
+    ],
+)
+def test_a_plan_names_the_sizes_of_which_there_are_enough_cards(
+    card: float, num_ranks: int, sizes: list[int], fits: tuple[int, ...]
+) -> None:
+    choice = chosen(job(per_device_train_batch_size=1), 24)
+    asked = replace(choice.asked, card_gib=card, num_ranks=num_ranks)
+    assert fitting_sizes(replace(choice, asked=asked), cards(*sizes)[0]) == fits

@@ -107,7 +107,7 @@ def fault(tmp_path: Path, name: str, content: bytes, **settings: object) -> str:
         ("t.jsonl", b'{"text": "a", "label": 0}\n\n{"text": \n', ["line 3"]),
         ("t.jsonl", b'{"text": "a", "label": 0}\n["b", 1]\n', ["line 2"]),
         ("t.csv.gz", b"text,label\na,0\n", ["gzip"]),
-        ("t.csv.gz", gzip.compress(b"text,label\n" + b"a,0\nb,1\n" * 99)[:-12], ["gzip"]),
+        ("t.csv.gz", gzip.compress(b"text,label\n" + b"a,0\nb,1\n" * 99, mtime=0)[:-12], ["gzip"]),
         ("t.parquet", b"PAR1 and then nothing", ["Parquet"]),
         ("t.parquet", b"", ["Parquet"]),
         ("t.xlsx", b"x", [".xlsx", ".csv"]),

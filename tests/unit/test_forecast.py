@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from launcher.expand import StudyJob
-from launcher.folder import StudyFolder
-from launcher.plan import GIB, plan_job
 from training.batches import plan_step
-from training.errors import UserError
 from training.forecast.estimate import forecast, largest_micro_batch, shape_of
 from training.forecast.live import LiveBytes
-from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import DataSpec, JobSpec, TrainingSpec
 
 
@@ -131,27 +126,6 @@ def test_short_texts_share_the_room_of_long_ones() -> None:
     shape = shape_of(spec_of(per_device_train_batch_size=4), lengths, lengths, 1)
     assert len(shape.training[0]) == 4 and not shape.accumulates  # a step has no more
     assert len(shape.evaluation) > 12
-
-
-@pytest.mark.parametrize(
-    ("card", "num_ranks", "sizes", "fits"),
-    [
-        (7.9, 1, [8, 12], (8, 12)),
-        (8.1, 1, [8, 12], (12,)),
-        (7.0, 2, [8, 12], ()),
-        (7.0, 2, [8, 12, 12], (12,)),
-        (13.0, 1, [8, 12], ()),
-    ],
-)
-def test_a_job_fits_equal_cards_that_are_large_enough(
-    card: float, num_ranks: int, sizes: list[float], fits: tuple[float, ...], tmp_path: Path
-) -> None:
-    spec = JobSpec(data=DataSpec(train_file="t.csv"), num_ranks=num_ranks, output_dir=str(tmp_path / "jobs" / "job"))
-    job = StudyJob(written=spec, spec=spec, data_content=[])
-    needed = MemoryEstimate(card={"base weights": round(card * GIB)})
-    planned = plan_job(job, needed, sizes, StudyFolder(tmp_path), on_card=True)
-    assert planned.fits == fits and planned.status == "to run"
-    assert plan_job(job, UserError("no"), sizes, StudyFolder(tmp_path), on_card=True).fits == ()
 
 
 def test_recomputing_leaves_fewer_activations_from_the_first_step_on(
