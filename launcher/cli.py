@@ -2,12 +2,13 @@
 
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
     shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
+    shoal check train.csv              say what is wrong with data before anything is trained on it
     shoal report outputs/demo          write the report again from the results
     shoal predict RUN --input FILE     label texts with a finished job
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal cards                        print this machine's cards for `ray start --resources=...`
 
-Exit status: 0 all is well, 1 a job failed or what was written did not verify, 2 the input is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed, data has errors or what was written did not verify, 2 the input is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
     plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
+    _add_check(commands.add_parser("check", help="say what is wrong with data before anything is trained on it"))
     report = commands.add_parser("report", help="write the report of a study folder again")
     report.add_argument("folder", type=Path, help="study folder, e.g. outputs/demo")
     report.set_defaults(command=_report)
@@ -92,6 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     return parser
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    """Add the arguments of `shoal check`, called as in a study's data section."""
+    check.add_argument("data", help="file, folder, preset or hub name of the train data, or a study file (YAML)")
+    check.add_argument("--validation_file", help="validation split: CSV, TSV, JSON, JSONL (also .gz) or Parquet")
+    check.add_argument("--test_file", help="test split, same formats")
+    check.add_argument("--text_column_names", nargs="+", help="columns of the text (default: text)")
+    check.add_argument("--label_column_name", help="column of the class (default: label)")
+    check.add_argument("--model_name_or_path", help="count tokens as this model does")
+    check.add_argument("--max_seq_length", type=int, help="tokens kept of each text (default: 512)")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(command=_check)
 
 
 def _sizes(text: str) -> list[float]:
@@ -123,6 +138,17 @@ def _plan(options: argparse.Namespace) -> int:
     from launcher.plan import print_plan
 
     return print_plan(options.study, options.cards, as_json=options.json)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from launcher.check import check_all
+
+    settings = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("command", "data", "json") and value is not None
+    }
+    return check_all(options.data, settings, as_json=options.json)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
 A text is the set of its shingles: every `SHINGLE_WORDS` words in a row, where a character of a script that does not
 part its words (Chinese, Japanese, Thai ...) counts as a word. Two texts are near where the Jaccard similarity of their
-sets is `THRESHOLD` or more. MinHash: Broder, "On the resemblance and containment of documents", 1997; banding: Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3.
+sets is `THRESHOLD` or more. MinHash: Broder, "On the resemblance and containment of documents", 1997; banding:
+Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3.
 """
 
 from __future__ import annotations

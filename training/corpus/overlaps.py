@@ -58,20 +58,21 @@ def _compare(ours: Signed, theirs: Signed) -> tuple[dict[str, Any], list[Finding
     same = [row for row, key in enumerate(rows.keys) if key and key in first]
     written = set(other.texts)
     identical = sum(rows.texts[row] in written for row in same)
+    distinct = len({rows.keys[row] for row in same})
     pairs = near_pairs(ours.plain, ours.signatures, theirs.plain, theirs.signatures)
     near = sorted((pair for pair in pairs if rows.keys[pair.index] not in first), key=lambda pair: -pair.jaccard)
     names = {"split": rows.name, "other_split": other.name}
     findings = []
     if same:
         examples = [rows.example(row, _beside(other, first[rows.keys[row]])) for row in same[:NUM_EXAMPLES]]
-        detail = f"{identical:,} to the letter, the rest but for case and spaces" if identical < len(same) else ""
+        detail = f"{distinct:,} different ones, {identical:,} rows to the letter"
         findings.append(
             Finding.of("overlap", **names, count=len(same), total=len(rows.texts), examples=examples, detail=detail)
         )
     if near:
         examples = [_near_example(rows, other, pair) for pair in near[:NUM_EXAMPLES]]
         findings.append(Finding.of("near_overlap", **names, count=len(near), total=len(rows.texts), examples=examples))
-    return {**names, "identical": identical, "exact": len(same), "near": len(near)}, findings
+    return {**names, "exact": len(same), "identical": identical, "distinct": distinct, "near": len(near)}, findings
 
 
 def _near_example(rows: Rows, other: Rows, pair: NearPair) -> dict[str, str]:

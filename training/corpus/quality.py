@@ -31,8 +31,8 @@ class DataCheck:
     """Split -> {"rows", "rows_per_class", "imbalance_ratio" (largest class over smallest), "characters" and "words"
     (quantiles), "tokens" (quantiles, or None), "cut" ({"share_of_texts", "share_of_tokens"}, or None)}."""
     overlaps: list[dict[str, Any]]
-    """{"split", "other_split", "identical", "exact" (after normalizing; holds the identical), "near"}: texts of the split
-    that stand in the other, for each pair."""
+    """{"split", "other_split", "exact" (rows of the split whose normalized text stands in the other), "identical" (of
+    these, to the letter), "distinct" (different texts among the exact), "near"}, for each pair of splits."""
     findings: list[Finding]
     """The most urgent first."""
 
