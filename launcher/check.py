@@ -55,7 +55,7 @@ def targets(name: str, settings: dict[str, Any]) -> list[Target]:
     if model is None and "max_seq_length" in data:
         raise UserError("--max_seq_length counts tokens. Give --model_name_or_path too.")
     path = Path(name).expanduser()
-    is_file = path.is_file() or (path.suffix and not path.is_dir() and not name.count("/") == 1)
+    is_file = path.is_file() or (path.suffix and not path.is_dir() and name.count("/") != 1)
     spec = build(DataSpec, {**data, "train_file" if is_file else "dataset_name": name}, "shoal check")
     return [(_title(spec), spec, ModelSpec(model_name_or_path=model) if model is not None else None)]
 

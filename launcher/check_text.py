@@ -22,8 +22,8 @@ def terminal_text(title: str, check: Check) -> str:
         lines += [f"{NAMES[finding['level']]:<8} {finding['message']}", f"{'':8} {finding['fix']}"]
         for example in finding["examples"]:
             note = f"  ({example['note']})" if example["note"] else ""
-            place = f"{example['row']}, {example['place']}"
-            lines.append(f"{'':11}{place}: {example['text']!r}{note}")
+            row, place, text = (example[name] for name in ("row", "place", "text"))
+            lines.append(f'{"":11}{row}, {place}: "{text}"{note}')
     return "\n".join([*lines, *([""] if check["findings"] else []), summary(check)])
 
 

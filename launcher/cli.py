@@ -8,7 +8,8 @@
     shoal merge RUN --output DIR       its adapter and base as one ordinary Hugging Face model
     shoal cards                        print this machine's cards for `ray start --resources=...`
 
-Exit status: 0 all is well, 1 a job failed, data has errors or what was written did not verify, 2 the input is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed, data has errors or what was written did not verify, 2 the input is at fault,
+130 interrupted.
 """
 
 from __future__ import annotations

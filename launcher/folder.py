@@ -3,6 +3,7 @@
 outputs/<study>/
     study.yaml           the jobs, as they were expanded
     baselines.json       key of the data -> baselines
+    data_checks.json     key of the data -> what is known of it and wrong with it
     report.json, report.md
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
@@ -153,6 +154,18 @@ class StudyFolder:
     def write_baselines(self, baselines: Baselines) -> None:
         """Write baselines.json."""
         self._keep(partial(write_json, self.root / "baselines.json", baselines))
+
+    def read_data_checks(self) -> dict[str, dict[str, Any]]:
+        """Return key of the data -> {"data", "check" (DataCheck.to_dict())}, as far as they are made."""
+        path = self.root / "data_checks.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: they are made again
+            return {}
+
+    def write_data_checks(self, checks: dict[str, dict[str, Any]]) -> None:
+        """Write data_checks.json."""
+        self._keep(partial(write_json, self.root / "data_checks.json", checks))
 
     def _keep(self, write: Callable[[], None]) -> None:
         """Write what only a running study knows; where the disk is full, wait for room rather than lose it."""

@@ -27,6 +27,7 @@ def write_report(folder: StudyFolder) -> Path:
     results = folder.read_results(jobs)
     baselines = current(folder.read_baselines(), results)
     report = build_report(name, results, baselines, num_jobs=len(jobs))
+    report["data_checks"] = list(folder.read_data_checks().values())
     write_json(folder.root / "report.json", report)
     path = folder.root / "report.md"
     temporary = path.with_name(".report.md.tmp")
@@ -51,7 +52,7 @@ def build_report(
     "groups": [{"name", "settings" (what varies), "jobs", "num_seeds",
     "split" (test, or validation where there is no test), "accuracy_mean", "accuracy_std", "macro_f1_mean", ...,
     "validation_accuracy_mean", ..., "data", "sha256"}], "best" (for each evaluated data, the index of the group that
-    validation chooses), "metric", "baselines"}. Standard deviations are the sample's (n - 1), null for one seed.
+    validation chooses), "metric", "baselines"}; `write_report` adds "data_checks" ([{"data", "check"}]). Standard deviations are the sample's (n - 1), null for one seed.
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.check_text import markdown_section
+
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 
 
@@ -23,6 +25,8 @@ def render_markdown(report: dict[str, Any]) -> str:
         sections += ["## Settings", _groups(report)]
     if report["baselines"]:
         sections += ["## Baselines", _baselines(report["baselines"])]
+    if report.get("data_checks"):
+        sections += ["## Data check", markdown_section(report["data_checks"])]
     if succeeded:
         sections += ["## Jobs", _jobs(succeeded)]
     retried = [job for job in jobs if job.get("retries")]

@@ -22,7 +22,7 @@ _HTML = re.compile(
     r"td|th|tr|u|ul)\b[^<>]{0,300}>|&(?:amp|lt|gt|quot|apos|nbsp|mdash|ndash|#\d{2,5}|#x[0-9a-f]{2,5});|(?<!\S)#\d{2,4};",
     re.IGNORECASE,
 )
-_MESSAGE = re.compile(r"\A\s*(?:[\w-]+: .*\n){0,20}(?:From|Subject|Message-ID|Organization): .*\n|(?:\A|\n)>.*\n")
+_MESSAGE = re.compile(r"\A\s*(?:[\w-]+: .*\n){0,20}(?:From|Subject|Message-ID|Organization): .*\n|(?:\A|\n)>(?!>>).*\n")
 
 
 def defects(text: str) -> Iterator[tuple[str, int]]:

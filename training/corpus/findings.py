@@ -38,7 +38,7 @@ FINDINGS: dict[str, tuple[Level, str, str]] = {
     ),
     "rare_class": ("warning", "classes have fewer than 10 rows", "Add rows, merge classes, or expect no skill there."),
     "imbalance": (
-        "warning", "of the rows are in the largest class, 10 times the smallest or more",
+        "warning", "rows are in the largest class, which has 10 times the smallest's or more",
         "Judge by macro F1; accuracy hides the small classes.",
     ),
     "replacement_characters": (
@@ -46,7 +46,7 @@ FINDINGS: dict[str, tuple[Level, str, str]] = {
     ),
     "mojibake": ("warning", "texts hold UTF-8 read as Latin-1, such as Ã©", "Decode the source as UTF-8."),
     "nul_characters": ("warning", "texts hold NUL characters", "Remove them."),
-    "control_characters": ("warning", "texts hold control characters", "Remove them."),
+    "control_characters": ("warning", "texts hold control characters", "Remove them; \\x80 to \\x9f are Windows-1252 read as Latin-1."),
     "cut_texts": (
         "warning", "texts are longer than max_seq_length", "Raise data.max_seq_length, if what is cut matters."
     ),

@@ -172,7 +172,7 @@ def _cut_findings(
             count=round(cut["share_of_texts"] * total), total=total,
             examples=[rows.example(tokenized[index], f"{tokens[index]:,} tokens") for index in over[:NUM_EXAMPLES]],
             level="warning" if max(cut.values()) >= MUCH_IS_CUT else "info",
-            detail=f"{max_seq_length} of it lose {cut['share_of_tokens']:.1%} of the split's tokens"
+            detail=f"at {max_seq_length} tokens, {cut['share_of_tokens']:.1%} of the split's are lost"
             + (f", by a sample of {len(tokens):,}" if len(tokens) < total else ""),
         )
     ]  # fmt: skip
