@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.check_text import terminal_text
-from launcher.expand import expand
+from launcher.expand import StudyJob, expand
 from launcher.folder import data_key
 from launcher.study import load_study
 from training.errors import EXIT_FAILED, UserError
@@ -48,8 +48,10 @@ def targets(name: str, settings: dict[str, Any]) -> list[Target]:
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         if settings:
             raise UserError(f"{name} is a study, which sets {', '.join(settings)} itself. Change it there.")
-        jobs = {data_key(job): job for job in reversed(expand(load_study(Path(name))))}
-        return [(_title(job.written.data), job.spec.data, job.spec.model) for job in reversed(jobs.values())]
+        jobs: dict[str, StudyJob] = {}
+        for job in expand(load_study(Path(name))):
+            jobs.setdefault(data_key(job), job)
+        return [(_title(job.written.data), job.spec.data, job.spec.model) for job in jobs.values()]
     data = dict(settings)
     model = data.pop("model_name_or_path", None)
     if model is None and "max_seq_length" in data:

@@ -52,7 +52,8 @@ def build_report(
     "groups": [{"name", "settings" (what varies), "jobs", "num_seeds",
     "split" (test, or validation where there is no test), "accuracy_mean", "accuracy_std", "macro_f1_mean", ...,
     "validation_accuracy_mean", ..., "data", "sha256"}], "best" (for each evaluated data, the index of the group that
-    validation chooses), "metric", "baselines"}; `write_report` adds "data_checks" ([{"data", "check"}]). Standard deviations are the sample's (n - 1), null for one seed.
+    validation chooses), "metric", "baselines"}; `write_report` adds "data_checks"
+    ([{"data", "check"}]). Standard deviations are the sample's (n - 1), null for one seed.
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)

@@ -15,7 +15,23 @@ from training.corpus.quality import DataCheck, check_data
 from training.errors import UserError
 from training.spec import DataSpec
 
-WORDS = "river stone cloud engine paper garden winter copper music harbour lantern valley orchard bridge candle".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "engine",
+    "paper",
+    "garden",
+    "winter",
+    "copper",
+    "music",
+    "harbour",
+    "lantern",
+    "valley",
+    "orchard",
+    "bridge",
+    "candle",
+]
 
 
 def texts(count: int, first: int = 0) -> list[str]:
@@ -90,7 +106,8 @@ def test_a_planted_text_is_found_and_nothing_else(tmp_path: Path, code: str, lev
 
 @pytest.mark.parametrize(
     "text",
-    ["À propos: «CAFÉ», naïve São Paulo, ÂME", "if a < b and c > d; then", "Привет, мир", "tabs\tand\nlines", "x <3 you", ">>> import this\n"],
+    ["À propos: «CAFÉ», naïve São Paulo, ÂME", "if a < b and c > d; then", "Привет, мир", "tabs\tand\nlines", "x <3 you",
+     ">>> import this\n"],
 )  # fmt: skip
 def test_what_is_only_unusual_is_no_defect(tmp_path: Path, text: str) -> None:
     train = rows(40)

@@ -46,7 +46,9 @@ FINDINGS: dict[str, tuple[Level, str, str]] = {
     ),
     "mojibake": ("warning", "texts hold UTF-8 read as Latin-1, such as Ã©", "Decode the source as UTF-8."),
     "nul_characters": ("warning", "texts hold NUL characters", "Remove them."),
-    "control_characters": ("warning", "texts hold control characters", "Remove them; \\x80 to \\x9f are Windows-1252 read as Latin-1."),
+    "control_characters": (
+        "warning", "texts hold control characters", "Remove them; \\x80 to \\x9f are Windows-1252 read as Latin-1.",
+    ),
     "cut_texts": (
         "warning", "texts are longer than max_seq_length", "Raise data.max_seq_length, if what is cut matters."
     ),
