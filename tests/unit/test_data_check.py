@@ -16,22 +16,8 @@ from training.errors import UserError
 from training.spec import DataSpec
 
 WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "engine",
-    "paper",
-    "garden",
-    "winter",
-    "copper",
-    "music",
-    "harbour",
-    "lantern",
-    "valley",
-    "orchard",
-    "bridge",
-    "candle",
-]
+    "river", "stone", "cloud", "engine", "paper", "garden", "winter", "copper", "music", "harbour", "lantern", "valley",
+]  # fmt: skip
 
 
 def texts(count: int, first: int = 0) -> list[str]:
@@ -106,8 +92,10 @@ def test_a_planted_text_is_found_and_nothing_else(tmp_path: Path, code: str, lev
 
 @pytest.mark.parametrize(
     "text",
-    ["À propos: «CAFÉ», naïve São Paulo, ÂME", "if a < b and c > d; then", "Привет, мир", "tabs\tand\nlines", "x <3 you",
-     ">>> import this\n"],
+    [
+        "À propos: «CAFÉ», naïve São Paulo, ÂME", "if a < b and c > d; then", "Привет, мир", "tabs\tand\nlines",
+        "x <3 you", ">>> import this\n", "<p#=x>;",
+    ],
 )  # fmt: skip
 def test_what_is_only_unusual_is_no_defect(tmp_path: Path, text: str) -> None:
     train = rows(40)
@@ -234,6 +222,6 @@ def test_the_report_shows_findings_and_escapes_what_comes_from_the_data(tmp_path
 
 
 def test_what_is_shown_of_a_text_is_one_safe_line() -> None:
-    assert shown("a\x1b[31m\nb\ud800\0") == "a\\x1b[31m b\\ud800\\x00"
+    assert shown("a\x1b[31m\nb\ud800\0\x1c") == "a\\x1b[31m b\\ud800\\x00\\x1c"
     assert shown("x" * 500).endswith("…")
     assert "here" in shown("x" * 500 + "here" + "y" * 500, around=500)

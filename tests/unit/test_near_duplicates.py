@@ -30,7 +30,7 @@ def test_as_many_hashes_as_shingles(texts: list[str]) -> None:
     assert len(set(hashes.tolist())) == len(set().union(*map(shingles, texts)))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32))
 def test_pairs_are_found_by_their_true_similarity(seed: int) -> None:
     """Of texts with some words changed, all pairs from 0.9 are found, and none below the threshold."""
@@ -48,17 +48,17 @@ def test_pairs_are_found_by_their_true_similarity(seed: int) -> None:
     assert all(value >= THRESHOLD and abs(truth[pair] - value) < 1e-12 for pair, value in found.items())
 
 
-def test_recall_of_two_thousand_pairs_just_above_the_threshold() -> None:
+def test_recall_of_a_thousand_pairs_just_above_the_threshold() -> None:
     """1 - (1 - s^5)^20 is 0.9996 at 0.8; a fixed seed, so a change of the hashes shows here."""
     generator = random.Random(1)
-    texts = [" ".join(f"w{generator.randrange(100_000)}" for _ in range(62)) for _ in range(2000)]
+    texts = [" ".join(f"w{generator.randrange(100_000)}" for _ in range(62)) for _ in range(1000)]
     changed = []
     for text in texts:
         words = text.split()
         words[20], words[40] = "x", "y"  # 6 of 60 shingles differ: 54 / 66 = 0.818
         changed.append(" ".join(words))
     pairs = near_pairs(changed, sign(changed), texts, sign(texts))
-    assert len(pairs) >= 1990
+    assert len(pairs) >= 995
     assert {round(pair.jaccard, 3) for pair in pairs} == {round(54 / 66, 3)}
 
 

@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _HTML = re.compile(
     r"</?(?:a|b|body|br|center|code|div|em|font|h[1-6]|head|hr|html|i|img|li|ol|p|pre|script|span|strong|style|table|"
-    r"td|th|tr|u|ul)\b[^<>]{0,300}>|&(?:amp|lt|gt|quot|apos|nbsp|mdash|ndash|#\d{2,5}|#x[0-9a-f]{2,5});|(?<!\S)#\d{2,4};",
+    r"td|th|tr|u|ul)(?:\s[^<>\n]{0,300})?/?>|&(?:amp|lt|gt|quot|apos|nbsp|mdash|ndash|#\d{2,5}|#x[0-9a-f]{2,5});|(?<!\S)#\d{2,4};",
     re.IGNORECASE,
 )
 _MESSAGE = re.compile(r"\A\s*(?:[\w-]+: .*\n){0,20}(?:From|Subject|Message-ID|Organization): .*\n|(?:\A|\n)>(?!>>).*\n")
@@ -56,7 +56,7 @@ def shown(text: str, most: int = EXAMPLE_CHARACTERS, *, around: int = 0) -> str:
     cut = text[begin : begin + 4 * most]
     escaped = "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in re.sub(r"\s+", " ", cut)
+        for character in re.sub(r"[^\S\x1c-\x1f]+", " ", cut)
     )
     escaped = ("…" if begin else "") + escaped
     return escaped if len(escaped) <= most else escaped[: most - 1] + "…"
