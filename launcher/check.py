@@ -31,7 +31,7 @@ def check_all(name: str, settings: dict[str, Any], *, as_json: bool) -> int:
     from training.check import check
 
     progress = Progress()
-    checks = [
+    checks: list[dict[str, Any]] = [
         {"data": title, "check": check(data, model, progress.report).to_dict()}
         for title, data, model in targets(name, settings)
     ]

@@ -165,7 +165,7 @@ def _mixed(values: Hashes) -> Hashes:
     """Spread every bit over all (the finalizer of SplitMix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return values ^ (values >> np.uint64(31))  # type: ignore[no-any-return]
 
 
 def _distinct(text: str) -> Hashes:

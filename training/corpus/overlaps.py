@@ -61,18 +61,29 @@ def _compare(ours: Signed, theirs: Signed) -> tuple[dict[str, Any], list[Finding
     distinct = len({rows.keys[row] for row in same})
     pairs = near_pairs(ours.plain, ours.signatures, theirs.plain, theirs.signatures)
     near = sorted((pair for pair in pairs if rows.keys[pair.index] not in first), key=lambda pair: -pair.jaccard)
-    names = {"split": rows.name, "other_split": other.name}
+    total = len(rows.texts)
     findings = []
     if same:
         examples = [rows.example(row, _beside(other, first[rows.keys[row]])) for row in same[:NUM_EXAMPLES]]
         detail = f"{distinct:,} different ones, {identical:,} rows to the letter"
         findings.append(
-            Finding.of("overlap", **names, count=len(same), total=len(rows.texts), examples=examples, detail=detail)
-        )
+            Finding.of(
+                "overlap", rows.name, other_split=other.name,
+                count=len(same), total=total, examples=examples, detail=detail,
+            )
+        )  # fmt: skip
     if near:
         examples = [_near_example(rows, other, pair) for pair in near[:NUM_EXAMPLES]]
-        findings.append(Finding.of("near_overlap", **names, count=len(near), total=len(rows.texts), examples=examples))
-    return {**names, "exact": len(same), "identical": identical, "distinct": distinct, "near": len(near)}, findings
+        findings.append(
+            Finding.of(
+                "near_overlap", rows.name, other_split=other.name, count=len(near), total=total, examples=examples
+            )
+        )
+    facts = {
+        "split": rows.name, "other_split": other.name,
+        "exact": len(same), "identical": identical, "distinct": distinct, "near": len(near),
+    }  # fmt: skip
+    return facts, findings
 
 
 def _near_example(rows: Rows, other: Rows, pair: NearPair) -> dict[str, str]:
