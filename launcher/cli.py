@@ -2,6 +2,7 @@
 
     shoal run studies/demo.yaml        run what is missing of a study, on this machine or a Ray cluster
     shoal plan studies/demo.yaml       say what it would run, the memory it needs and on which cards it fits
+    shoal check train.csv              say what is wrong with data before anything is trained on it
     shoal status [--watch]             how far the studies in outputs/ or on a cluster are
     shoal cancel STUDY|JOB             end what waits or runs of a study, or one job
     shoal report outputs/demo          write the report again from the results; of several studies, one to compare them
@@ -12,8 +13,8 @@
     shoal cards                        print this machine's cards for `ray start --resources=...`
     shoal doctor                       what is wrong with this machine, or with a cluster's PCs (--cluster FILE)
 
-Exit status: 0 all is well, 1 a job failed, what was written did not verify or the doctor found an error, 2 the input
-is at fault, 130 interrupted.
+Exit status: 0 all is well, 1 a job failed, data has errors, what was written did not verify or the doctor found an
+error, 2 the input is at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
     plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
+    _add_check(commands.add_parser("check", help="say what is wrong with data before anything is trained on it"))
     status = commands.add_parser("status", help="say how far studies are, from any terminal")
     status.add_argument("study", nargs="*", help="names of studies (default: all; those that ended without their jobs)")
     status.add_argument("--address", help=CLUSTER)
@@ -121,6 +123,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    """Add the arguments of `shoal check`, called as in a study's data section."""
+    check.add_argument("data", help="file, folder, preset or hub name of the train data, or a study file (YAML)")
+    check.add_argument("--validation_file", help="validation split: CSV, TSV, JSON, JSONL (also .gz) or Parquet")
+    check.add_argument("--test_file", help="test split, same formats")
+    check.add_argument("--text_column_names", nargs="+", help="columns of the text (default: text)")
+    check.add_argument("--label_column_name", help="column of the class (default: label)")
+    check.add_argument("--model_name_or_path", help="count tokens as this model does")
+    check.add_argument("--max_seq_length", type=int, help="tokens kept of each text (default: 512)")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(command=_check)
 
 
 def _add_export(commands: Any) -> None:
@@ -171,6 +186,17 @@ def _plan(options: argparse.Namespace) -> int:
     from launcher.plan import print_plan
 
     return print_plan(options.study, options.cards, as_json=options.json)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from launcher.check import check_all
+
+    settings = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("command", "data", "json") and value is not None
+    }
+    return check_all(options.data, settings, as_json=options.json)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ outputs/<study>/
     study.yaml           the jobs, as they were expanded
     baselines.json       key of the data -> baselines
     baselines/<key>/     their predictions, as Parquet files
+    data_checks.json     key of the data -> what is known of it and wrong with it
     report.html          the report, one file to open in a browser, send or print
     report.md, report.json   the same for terminals and programs
     tables/              the same for spreadsheets: leaderboard.csv, jobs.csv, per_class.csv, confusion.csv,
@@ -186,6 +187,18 @@ class StudyFolder:
         """Return the size of a job's adapter folder: what must be shipped beside the base."""
         files = (self.jobs / job / "adapter").rglob("*")
         return sum(path.stat().st_size for path in files if path.is_file())
+
+    def read_data_checks(self) -> dict[str, dict[str, Any]]:
+        """Return key of the data -> {"data", "check" (DataCheck.to_dict())}, as far as they are made."""
+        path = self.root / "data_checks.json"
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):  # missing or damaged: they are made again
+            return {}
+
+    def write_data_checks(self, checks: dict[str, dict[str, Any]]) -> None:
+        """Write data_checks.json."""
+        self._keep(partial(write_json, self.root / "data_checks.json", checks))
 
     def _keep(self, write: Callable[[], None]) -> None:
         """Write what only a running study knows; where the disk is full, wait for room rather than lose it."""

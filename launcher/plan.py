@@ -19,7 +19,7 @@ from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned, plan_jobs
 from launcher.report.groups import group_name, varying_settings
-from launcher.report.markdown import describe
+from launcher.report.markdown_page import describe
 from launcher.run import OUTPUTS, read_jobs
 from training.errors import EXIT_FAILED
 

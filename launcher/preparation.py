@@ -1,4 +1,4 @@
-"""What happens before jobs start: data and models checked and made once, baselines, and how much memory jobs need."""
+"""What happens before jobs start: data and models checked and made once, baselines, data checks, memory forecasts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.board import Request
 from launcher.cards import unreserved
+from launcher.check_text import summary
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
@@ -17,7 +18,7 @@ from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
 from launcher.schedule import room_for
 from launcher.state import JobState
-from launcher.worker import Outcome, compute_baselines, prepare_jobs
+from launcher.worker import Outcome, check_data, compute_baselines, prepare_jobs
 from training.errors import ShoalError
 
 Fail = Callable[[StudyJob, str, str], None]
@@ -35,29 +36,30 @@ class Preparation:
         self.say, self.fail = say, fail
         self.preparing: dict[Any, list[list[StudyJob]]] = {}
         self.baselines: dict[Any, str] = {}
+        self.data_checks: dict[Any, str] = {}
         self.prepared: list[StudyJob] = []
         self.planners: list[Planner] = []
         self.plans: dict[str, Planned] = {}
 
     def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
-        """Start with `jobs`, and with the baselines of the data of `all_jobs` that are missing."""
+        """Start with `jobs`, and with the baselines and checks of the data of `all_jobs` that are missing."""
         self._plan(jobs)
         self._prepare(jobs)
-        known = self.folder.read_baselines()
         prepared = {data_key(job) for job in jobs}
-        for key, job in {data_key(job): job for job in all_jobs}.items():
-            if key not in known and key not in prepared:
+        for key, job in {data_key(job): job for job in reversed(all_jobs)}.items():
+            if key not in prepared:
                 self._start_baselines(job)
+                self._start_data_check(job)
 
     @property
     def refs(self) -> list[Any]:
         """Return what is to be waited for."""
-        return [*self.preparing, *self.baselines]
+        return [*self.preparing, *self.baselines, *self.data_checks]
 
     @property
     def pending(self) -> bool:
         """Whether anything is left to come."""
-        return bool(self.preparing or self.baselines or self.prepared)
+        return bool(self.preparing or self.baselines or self.data_checks or self.prepared)
 
     def take(self, ref: Any, outcome: Outcome) -> bool:
         """Deal with one of `refs` that has become ready; False where it is none."""
@@ -65,6 +67,8 @@ class Preparation:
             self._take_prepared(self.preparing.pop(ref), outcome)
         elif ref in self.baselines:
             self._take_baselines(self.baselines.pop(ref), outcome)
+        elif ref in self.data_checks:
+            self._take_data_check(self.data_checks.pop(ref), outcome)
         else:
             return False
         return True
@@ -135,8 +139,15 @@ class Preparation:
             self.preparing[ref] = alike
 
     def _start_baselines(self, job: StudyJob) -> None:
-        ref = self.cluster.task(compute_baselines, job.spec, name=f"{job.name}: baselines of its data")
-        self.baselines[ref] = data_key(job)
+        if data_key(job) not in self.folder.read_baselines():
+            ref = self.cluster.task(compute_baselines, job.spec, name=f"{job.name}: baselines of its data")
+            self.baselines[ref] = data_key(job)
+
+    def _start_data_check(self, job: StudyJob) -> None:
+        """Check the job's data while jobs train."""
+        if data_key(job) not in self.folder.read_data_checks():
+            ref = self.cluster.task(check_data, job.spec, name=f"{job.name}: check of its data")
+            self.data_checks[ref] = data_key(job)
 
     def _take_prepared(self, groups: list[list[StudyJob]], outcomes: Outcome) -> None:
         """Let the jobs go whose preparation worked; the others have failed."""
@@ -149,8 +160,10 @@ class Preparation:
                 else:
                     self.fail(job, outcome["error"], outcome.get("log_tail", ""))
         good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if jobs and outcome["ok"]]
-        if good and data_key(good[0]) not in self.folder.read_baselines():
+        if good:
             self._start_baselines(good[0])
+        # Also of data that is refused: loading names the first fault, the check all of them.
+        self._start_data_check(good[0] if good else next(jobs[0] for jobs in groups if jobs))
 
     def _take_baselines(self, key: str, outcome: Outcome) -> None:
         """Keep the baselines of one data."""
@@ -158,6 +171,15 @@ class Preparation:
             self.folder.add_baselines(key, outcome["result"])
         else:
             self.say(f"the baseline could not be computed: {outcome['error']}")
+
+    def _take_data_check(self, key: str, outcome: Outcome) -> None:
+        """Keep the check of one data, and say what is wrong."""
+        if outcome["ok"]:
+            checks = {**self.folder.read_data_checks(), key: outcome["result"]}
+            self.folder.write_data_checks(checks)
+            self.say(f"data check of {outcome['result']['data']}: {summary(outcome['result']['check'])}")
+        elif not outcome["is_user_error"]:  # else the jobs of this data say so
+            self.say(f"the data could not be checked: {outcome['error']}")
 
 
 def _deepspeed_source(job: StudyJob) -> str:

@@ -54,7 +54,10 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
         status = StatusFile(folder.root, study.name, study.priority, list(states.values()))
         status.write()
         interrupted = False
-        if waiting or any(data_key(job) not in folder.read_baselines() for job in jobs):
+        keys = {data_key(job) for job in jobs}
+        checks = {key: check for key, check in folder.read_data_checks().items() if key in keys}
+        folder.write_data_checks(checks)  # those of data no job uses any more are left out
+        if waiting or keys - folder.read_baselines().keys() or keys - checks.keys():
             try:
                 _run_on_ray(study, jobs, waiting, folder, states, status, console, address, run_job)
             except KeyboardInterrupt:

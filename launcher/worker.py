@@ -154,6 +154,18 @@ def compute_baselines(spec: JobSpec) -> Outcome:
         return _task_error(error)
 
 
+def check_data(spec: JobSpec) -> Outcome:
+    """Ray task: {"data", "check"} of the job's data, as "result"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        from training.check import check
+
+        found = check(spec.data, spec.model)
+        return {"ok": True, "result": {"data": found.source, "check": found.to_dict()}}
+    except Exception as error:
+        return _task_error(error)
+
+
 def collect_logs(job: str, workdir: str, inbox: Any) -> dict[str, str]:
     """Ray task on a node the job ran on: send its rank logs home and clear its scratch folder.
 

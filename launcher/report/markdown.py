@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.check_text import markdown_section
 from launcher.report.answer import answer, p_value
 
 MOST_COMPARISONS = 40
@@ -35,6 +36,8 @@ def render_markdown(report: dict[str, Any]) -> str:
         sections += ["## Baselines", _baselines(report["baselines"])]
     for group in (report["groups"][index] for index in report["best"]):
         sections += _best_job(group, jobs)
+    if report.get("data_checks"):
+        sections += ["## Data check", markdown_section(report["data_checks"])]
     if succeeded:
         sections += ["## Jobs", _jobs(succeeded)]
     retried = [job for job in jobs if job.get("retries")]

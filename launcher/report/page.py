@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from launcher.report.elements import join, tag
 from launcher.report.material import PageMaterial
+from launcher.report.page_check import check_section
 from launcher.report.page_models import best_sections, curve_section
 from launcher.report.page_results import difference_sections, head_section, leaderboard_sections
 from launcher.report.page_running import (
@@ -73,6 +74,7 @@ def _sections(material: PageMaterial) -> Iterator[tuple[str, str, Markup]]:
         ("cards", "Cards", [gantt_section(material)]),
         ("jobs", "Jobs and cost", [cost_section(material)]),
         ("data", "Data", [data_section(material)]),
+        ("check", "Data check", [check_section(material)]),
         ("versions", "Versions", [versions_section(material)]),
     )
     for name, title, contents in many:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from launcher.report.answer import METRIC_NAMES, answer
 from launcher.report.charts import Whisker, dot_chart
 from launcher.report.elements import Column, Content, figure, folded, join, paragraphs, table, tag
-from launcher.report.markdown import describe
+from launcher.report.markdown_page import describe
 from launcher.report.material import Group, PageMaterial, evaluated, rivals
 
 MAX_CHART_ROWS = 12

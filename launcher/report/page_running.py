@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from launcher.report.charts import BarRow, Stretch, bar_chart, gantt
 from launcher.report.elements import Column, Content, facts, figure, folded, join, table, tag
-from launcher.report.markdown import plain
+from launcher.report.markdown_page import plain
 from launcher.report.material import Job, PageMaterial, rivals
 from launcher.report.page_results import LONG_TABLE, MAX_CHART_ROWS, points
 from launcher.report.scale import duration

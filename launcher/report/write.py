@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.folder import StudyFolder
 from launcher.report.build import build_report, current, read_stored
-from launcher.report.markdown import render_markdown
+from launcher.report.markdown_page import render_markdown
 from launcher.report.material import read_material
 from launcher.report.page import render_page
 from launcher.report.study_files import Stay, read_stays
@@ -24,6 +24,7 @@ def write_report(folder: StudyFolder) -> Path:
     results = folder.read_results(jobs)
     baselines = current(folder.read_baselines(), results)
     report = build_report(name, results, baselines, read_stored(folder, results, baselines), num_jobs=len(jobs))
+    report["data_checks"] = list(folder.read_data_checks().values())
     folders = {result.name: folder.jobs / result.name for result in results}
     return write_files(folder.root, report, folders, read_stays(folder.root))
 

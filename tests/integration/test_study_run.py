@@ -45,6 +45,9 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert restarts == dict.fromkeys(by_name, 0) | {"killed": 1, "killed-once": 1, "raises": 1}
     assert by_name["wide"]["settings"]["deepspeed"] == "ds_configs/zero0.json"
     assert any("TF-IDF" in baseline["name"] for baseline in report["baselines"])
+    (item,) = report["data_checks"]
+    assert item["check"]["splits"]["train"]["rows"] > 0
+    assert item["check"]["tokenizer"]
     two_seeds = next(group for group in report["groups"] if group["num_seeds"] == 2)
     assert two_seeds["accuracy_mean"] == pytest.approx(0.805)
 

@@ -28,7 +28,10 @@ CONTRACT = {
     "training.forecast.memory_estimate",
 }
 """All that the head may know of training."""
-COMMANDS = {"cli.py": {"training.predict", "training.merge", "training.export", "training.serve"}}
+COMMANDS = {
+    "cli.py": {"training.predict", "training.merge", "training.export", "training.serve"},
+    "check.py": {"training.check"},
+}
 """Commands of `shoal` that run a model in their own process. The command line hands over to them inside the function of
 each command alone, so that the others start without torch, also where there is none."""
 IN_WORKERS = {"worker.py", "stack.py"}

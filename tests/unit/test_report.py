@@ -15,7 +15,7 @@ import pytest
 from launcher.folder import StudyFolder
 from launcher.report.answer import answer
 from launcher.report.build import Report, Stored, build_report, current
-from launcher.report.markdown import render_markdown
+from launcher.report.markdown_page import render_markdown
 from launcher.report.write import write_report
 from training.predictions import Predictions, write_columns
 from training.result import RunResult
@@ -166,7 +166,8 @@ def test_the_report_comes_from_stored_files_alone(tmp_path: Path) -> None:
 
     written = json.loads((tmp_path / "report.json").read_text())
     assert written == report_of([job]) | {"baselines": written["baselines"], "jobs": written["jobs"]} | {
-        "comparisons": written["comparisons"]
+        "data_checks": [],
+        "comparisons": written["comparisons"],
     }
     (tested,) = written["comparisons"]
     assert tested["real"] and tested["difference"] == pytest.approx(0.2)

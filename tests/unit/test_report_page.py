@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -24,6 +25,8 @@ from launcher.report.material import Examples, PageMaterial, read_material
 from launcher.report.page import render_page
 from launcher.report.study_files import Curve, Stay, read_stays
 from launcher.report.write import write_report
+from training.corpus.quality import check_data
+from training.spec import DataSpec
 
 HOSTILE = ['<script>alert("1")</script>', '"><img src=x onerror=alert(1)>', "a&b</td></svg>{x}"]
 CSS = files("launcher.report").joinpath("report.css").read_text(encoding="utf-8")
@@ -71,6 +74,7 @@ def page_of(study: StudyOnDisk, **changes: Any) -> tuple[str, Page]:
     baselines = [item for items in folder.read_baselines().values() for item in items]
     folders = {job: folder.jobs / job for job in jobs}
     report = build_report(name, results, baselines, read_stored(folder, results, baselines), num_jobs=len(jobs))
+    report["data_checks"] = list(folder.read_data_checks().values())
     html = render_page(replace(read_material(report, folders, read_stays(study.root)), **changes))
     return html, Page(html)
 
@@ -84,6 +88,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
         study.add(r, 1, skill=1.5, card="box:1")
     study.add(16, 0, 1.0, error="<img src=x onerror=alert(1)> ended", log="</pre><script>alert(2)</script>\nlast line")
     study.baseline(0.5)
+    rows = [{"text": text, "label": label} for label, text in zip(HOSTILE * 2, HOSTILE * 2, strict=True)]
+    train = root / "<b>train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check = check_data(DataSpec(train_file=str(train))).to_dict()
+    StudyFolder(root).write_data_checks({"key": {"data": train.name, "check": check}})
     return page_of(study)
 
 
@@ -101,7 +110,8 @@ def test_every_section_is_there(hostile: tuple[str, Page]) -> None:
     assert headings == [
         "Settings", "Use the best adapter", "Which differences are real", "Learning curves", "The best by class",
         "What the best confuses", "How sure the best is", "Texts to look at", "Failures",
-        "Memory: forecast and measured", "Time on the cards", "Jobs and cost", "Data", "Versions and hardware",
+        "Memory: forecast and measured", "Time on the cards", "Jobs and cost", "Data", "Data check",
+        "Versions and hardware",
     ]  # fmt: skip
     (summary,) = [text for text in hostile[1].text("code") if text.startswith("shoal predict")]
     assert "/hostile/jobs/r8-seed1 --input texts.csv" in summary
@@ -120,6 +130,8 @@ def test_what_data_says_is_text_and_never_markup(hostile: tuple[str, Page]) -> N
     assert "<img src=x onerror=alert(1)> ended" in page.text("p")
     assert any("</pre><script>alert(2)</script>\nlast line" in text for text in page.text("code"))
     assert "<script" not in html
+    assert "Splits of <b>train.jsonl" in page.text("p")
+    assert any(HOSTILE[0] in text for text in page.text("li"))
 
 
 def test_the_page_loads_nothing_and_its_policy_knows_its_one_style_sheet(hostile: tuple[str, Page]) -> None:

@@ -47,8 +47,7 @@ def _require_column(table: Table, name: str, key: str) -> None:
 
 def read_texts(table: Table, column_names: list[str], delimiter: str) -> list[str]:
     """Return the text of each row; missing parts are left out, a row without any text is refused."""
-    columns = [table.column(name) for name in column_names]
-    texts = [join_text(values, delimiter) for values in zip(*columns, strict=True)]
+    texts = joined_texts(table, column_names, delimiter)
     empty = [row for row, text in enumerate(texts) if not text.strip()]
     if empty:
         raise UserError(
@@ -59,6 +58,12 @@ def read_texts(table: Table, column_names: list[str], delimiter: str) -> list[st
         if not text.isascii():
             require_unicode(text, f"{table.source} {table.place(row)}")
     return texts
+
+
+def joined_texts(table: Table, column_names: list[str], delimiter: str) -> list[str]:
+    """Return the text of each row as it is, empty ones and broken characters among them."""
+    columns = [table.column(name) for name in column_names]
+    return [join_text(values, delimiter) for values in zip(*columns, strict=True)]
 
 
 def join_text(values: Iterable[Any], delimiter: str) -> str:
@@ -88,9 +93,8 @@ def cell_text(value: Any) -> str:
 
 def read_labels(table: Table, column_name: str) -> list[str]:
     """Return the label name of each row; a missing one is refused."""
-    names = table.class_names.get(column_name)
+    labels = labels_or_none(table, column_name)
     values = table.column(column_name)
-    labels = [_class_of(value, names) if names else _label_of(value) for value in values]
     missing = [row for row, label in enumerate(labels) if label is None]
     if missing:
         raise UserError(
@@ -98,6 +102,12 @@ def read_labels(table: Table, column_name: str) -> list[str]:
             f"{_and_more(len(missing) - 1)}. Give each row a name or a whole number, or remove it."
         )
     return [label for label in labels if label is not None]
+
+
+def labels_or_none(table: Table, column_name: str) -> list[str | None]:
+    """Return the label name of each row, None where there is none."""
+    names = table.class_names.get(column_name)
+    return [_class_of(value, names) if names else _label_of(value) for value in table.column(column_name)]
 
 
 def _class_of(value: Any, names: list[str]) -> str | None:

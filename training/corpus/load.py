@@ -22,7 +22,7 @@ MIN_TEXTS_CONTAINED = 10
 
 def load_corpus(data: DataSpec) -> Corpus:
     """Return the splits `data` asks for; raise UserError naming file, row, value and mend for data that cannot work."""
-    tables = _read_tables(data)
+    tables = read_tables(data)
     text_columns = columns.choose_text_columns(tables["train"], data.text_column_names, data.label_column_name)
     removed = {f"{split}: {what}": count for split, table in tables.items() for what, count in table.removed.items()}
     for split in ("validation", "test"):
@@ -69,7 +69,7 @@ def load_corpus(data: DataSpec) -> Corpus:
     )
 
 
-def _read_tables(data: DataSpec) -> dict[str, Table]:
+def read_tables(data: DataSpec) -> dict[str, Table]:
     """Return a Table for each split there is; a file named for a split stands in for that of the dataset."""
     if data.train_file is not None:
         tables = _read_path(Path(data.train_file).expanduser())
