@@ -22,7 +22,7 @@ def check_section(material: PageMaterial) -> Markup | None:
 
 def _one(title: str, check: dict[str, Any]) -> Iterator[Content]:
     """Yield what there is to say of one data."""
-    columns = ["split", *(Column(title=name, numeric=name != "unit") for name in HEADER)]
+    columns: list[Column | str] = ["split", *(Column(title=name, numeric=name != "unit") for name in HEADER)]
     yield table(
         f"Splits of {title}", columns, [(name, *cells(split, check)) for name, split in check["splits"].items()]
     )
