@@ -24,15 +24,19 @@ def readme_commands() -> list[str]:
 
 
 TRAINING = [line for line in readme_commands() if line.startswith("deepspeed ")]
-STUDY = [line for line in readme_commands() if line.startswith(("shoal plan", "shoal cards"))]
-AFTERWARDS = [line for line in readme_commands() if line.startswith(("shoal predict", "shoal merge"))]
-SHOWN_ELSEWHERE = ("make ", "shoal run studies/demo.yaml", "shoal report outputs/demo")
-"""`make demo` and what follows it are run by test_demo below; `make test` runs this."""
+STUDY = [line for line in readme_commands() if line.startswith(("shoal plan", "shoal cards", "shoal check"))]
+AFTERWARDS = [line for line in readme_commands() if line.startswith(("shoal predict", "shoal merge", "shoal export"))]
+SHOWN_ELSEWHERE = (
+    "make ", "shoal run studies/demo.yaml", "shoal report outputs/demo",
+    "shoal doctor", "shoal status", "shoal cancel", "shoal serve",
+)  # fmt: skip
+"""`make demo` and what follows it are run by test_demo below, the last four by test_doctor_here, test_two_studies and
+test_serve; `make test` runs this."""
 
 
 def test_every_command_is_covered() -> None:
     rest = [line for line in readme_commands() if line not in TRAINING + STUDY + AFTERWARDS]
-    assert len(TRAINING) == 2 and STUDY and len(AFTERWARDS) == 3 and rest
+    assert len(TRAINING) == 2 and STUDY and len(AFTERWARDS) == 4 and rest
     assert all(line.startswith(SHOWN_ELSEWHERE) for line in rest), rest
 
 
