@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
@@ -101,3 +102,21 @@ def _measured(comparison: dict[str, Any]) -> str:
 def p_value(value: float) -> str:
     """Return a p-value as people write it."""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def how_many_ran(report: dict[str, Any]) -> str:
+    """Return how many jobs the report rests on."""
+    counts = Counter(job["status"] for job in report["jobs"])
+    cancelled = len(report["jobs"]) - counts["succeeded"] - counts["failed"]
+    return (
+        f"{counts['succeeded']} of {report['num_jobs']} jobs succeeded, {counts['failed']} failed, "
+        + (f"{cancelled} cancelled, " if cancelled else "")
+        + f"{report['num_jobs'] - len(report['jobs'])} not run."
+    )
+
+
+def code_that_was_run(report: dict[str, Any]) -> str:
+    """Return which models' own code ran, where `trust_remote_code` let it; else nothing."""
+    models = [job["settings"]["model"] for job in report["jobs"]]
+    names = sorted({model["model_name_or_path"] for model in models if model["trust_remote_code"]})
+    return f"trust_remote_code was on: Python code that came with {', '.join(names)} was run." if names else ""

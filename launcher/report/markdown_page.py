@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.check_text import markdown_section
-from launcher.report.answer import answer, p_value
+from launcher.report.answer import answer, code_that_was_run, how_many_ran, p_value
 
 MOST_COMPARISONS = 40
 """Rows of that table; report.json has all."""
@@ -19,15 +19,9 @@ def render_markdown(report: dict[str, Any]) -> str:
     succeeded = [job for job in jobs if job["status"] == "succeeded"]
     failed = [job for job in jobs if job["status"] == "failed"]
     sections = [f"# Study {report['study']}", answer(report)]
-    cancelled = len(jobs) - len(succeeded) - len(failed)
-    sections.append(
-        f"{len(succeeded)} of {report['num_jobs']} jobs succeeded, {len(failed)} failed, "
-        + (f"{cancelled} cancelled, " if cancelled else "")
-        + f"{report['num_jobs'] - len(jobs)} not run."
-    )
-    models = [job["settings"]["model"] for job in jobs]
-    if trusted := sorted({model["model_name_or_path"] for model in models if model["trust_remote_code"]}):
-        sections.append(f"**trust_remote_code was on**: Python code that came with {', '.join(trusted)} was run.")
+    sections.append(how_many_ran(report))
+    if trusted := code_that_was_run(report):
+        sections.append(f"**{trusted}**")
     if report["groups"]:
         sections += ["## Settings", _groups(report)]
     if report["comparisons"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launcher.report.answer import METRIC_NAMES, answer
+from launcher.report.answer import METRIC_NAMES, answer, code_that_was_run, how_many_ran
 from launcher.report.charts import Whisker, dot_chart
 from launcher.report.elements import Column, Content, figure, folded, join, paragraphs, table, tag
 from launcher.report.markdown_page import describe
@@ -38,11 +38,7 @@ def between(interval: list[float] | None) -> str:
 def head_section(material: PageMaterial) -> Markup:
     """Return the study's name, its answer, and how many jobs it rests on."""
     report = material.report
-    succeeded, failed = len(material.jobs("succeeded")), len(material.jobs("failed"))
-    counts = (
-        f"{succeeded} of {report['num_jobs']} jobs succeeded, {failed} failed, "
-        f"{report['num_jobs'] - len(report['jobs'])} not run."
-    )
+    counts = how_many_ran(report)
     selection = report.get("selection")
     if selection and report["groups"]:
         metric = METRIC_NAMES.get(selection["metric"], selection["metric"])
@@ -52,6 +48,7 @@ def head_section(material: PageMaterial) -> Markup:
         tag("h1", f"Study {report['study']}"),
         tag("div", paragraphs(answer(report)), class_="answer"),
         tag("p", counts),
+        tag("p", tag("strong", trusted)) if (trusted := code_that_was_run(report)) else None,
     )
 
 

@@ -26,8 +26,8 @@ from small_material import write_tiny_model
 from launcher import ray_token
 from launcher.cli import main as shoal
 from launcher.inbox import Inbox, RayRecorder
-from launcher.report import build_report
-from launcher.report_markdown import render_markdown
+from launcher.report.build import build_report
+from launcher.report.markdown_page import render_markdown
 from launcher.study import load_study
 from launcher.worker import _task_error, collect_logs
 from training.corpus.load import load_corpus
@@ -530,7 +530,7 @@ def test_the_report_names_whose_code_was_run() -> None:
 
     assert "trust_remote_code" not in report(job("plain", trust=False))
     text = report(job("plain", trust=False), job("foreign", trust=True))
-    assert "**trust_remote_code was on**: Python code that came with owner/foreign was run." in text
+    assert "**trust_remote_code was on: Python code that came with owner/foreign was run.**" in text
 
 
 # Data

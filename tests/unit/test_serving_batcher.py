@@ -125,9 +125,13 @@ def test_what_a_client_no_longer_waits_for_is_not_computed() -> None:
 
 def test_closing_answers_what_waits_and_takes_nothing_more() -> None:
     async def test(batcher: Batcher[int, int], computer: Computer) -> None:
+        computer.go.clear()
         asked = [asyncio.create_task(batcher.ask(number, 10)) for number in range(3)]
-        await until(lambda: batcher.waiting_size >= 10)
-        await batcher.close()
+        await until(lambda: batcher.waiting_size == 20)  # the first is being computed
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        computer.go.set()
+        await closing
         assert await asyncio.gather(*asked) == [0, 2, 4]
         with pytest.raises(Overloaded):
             await batcher.ask(9, 1)
