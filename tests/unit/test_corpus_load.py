@@ -111,7 +111,7 @@ def test_text_columns_are_joined_and_must_exist(tmp_path: Path) -> None:
     corpus = load_corpus(DataSpec(train_file=str(path), test_file=str(path), **columns))  # type: ignore[arg-type]
     assert corpus.test is not None
     assert corpus.test.texts == ["A / one", "B", "C / three", "D / four"]
-    with pytest.raises(UserError, match=r"title, body, label.*text_column_names"):
+    with pytest.raises(UserError, match=r"'title', 'body', 'label'.*text_column_names"):
         load_corpus(DataSpec(train_file=str(path)))
     with pytest.raises(UserError, match=r"no column 'titel'; did you mean 'title'"):
         load_corpus(DataSpec(train_file=str(path), text_column_names=["titel"]))

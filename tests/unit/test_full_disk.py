@@ -33,15 +33,15 @@ def test_a_full_disk_is_told_from_other_mishaps(tmp_path: Path) -> None:
 
 def test_events_wait_in_memory_and_are_written_in_their_order(tmp_path: Path) -> None:
     inbox = Inbox(str(tmp_path))
-    inbox.event("job", {"kind": "log", "message": "before"})
+    inbox.event("job", {"kind": "log", "time": 0.0, "message": "before"})
     file = tmp_path / "job" / EVENTS_FILE
     kept = file.rename(tmp_path / "kept")
     file.symlink_to("/dev/full")
     for number in range(3):
-        inbox.event("job", {"kind": "log", "message": str(number)})
+        inbox.event("job", {"kind": "log", "time": 0.0, "message": str(number)})
     file.unlink()
     kept.rename(file)
-    inbox.event("job", {"kind": "log", "message": "after"})
+    inbox.event("job", {"kind": "log", "time": 0.0, "message": "after"})
     messages = [json.loads(line)["message"] for line in file.read_text().splitlines()]
     assert messages == ["before", "0", "1", "2", "after"]
     assert [event["message"] for _, event in inbox.drain()] == messages  # the launcher heard of all at once
