@@ -64,7 +64,7 @@ class Run:
     listening: set[str]
     command_lines: str
     clients: dict[str, str]
-    dashboard: int
+    dashboard: list[int]
     token_mode: int
 
 
@@ -127,17 +127,22 @@ def look_around(launcher: psutil.Process, environment: dict[str, str]) -> dict[s
         for name, changes in tokens.items()
     }  # fmt: skip
     dashboard = next(process for process in family if "dashboard.py" in " ".join(process.cmdline()))
-    (url,) = [item.laddr for item in dashboard.net_connections("inet") if item.status == psutil.CONN_LISTEN]
-    try:
-        status = urllib.request.urlopen(f"http://127.0.0.1:{url.port}/api/version").status
-    except urllib.error.HTTPError as error:
-        status = error.code
+    ports = [item.laddr.port for item in dashboard.net_connections("inet") if item.status == psutil.CONN_LISTEN]
     return {
         "listening": {connection.laddr.ip.removeprefix("::ffff:") for connection in connections},
         "command_lines": "\n".join(" ".join(process.cmdline()) for process in family),
         "clients": {name: client.communicate()[0] for name, client in clients.items()},
-        "dashboard": status,
+        "dashboard": [status for status in map(status_of, ports) if status is not None],
     }
+
+
+def status_of(port: int) -> int | None:
+    """Return how a port answers who shows no token; None for the dashboard's figures about itself, for Prometheus."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version") as answer:
+            return None if answer.headers.get_content_type() == "text/plain" else int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def test_ray_listens_on_this_machine_alone(run: Run) -> None:
@@ -148,7 +153,7 @@ def test_only_who_has_the_token_is_let_in(run: Run) -> None:
     assert "nodes: 1" in run.clients["right"]
     for name in ("none", "wrong"):
         assert "nodes:" not in run.clients[name] and "InvalidAuthToken" in run.clients[name]
-    assert run.dashboard == 401
+    assert run.dashboard == [401]
 
 
 def test_a_token_that_others_could_read_is_their_owners_again_and_that_is_said(run: Run) -> None:
@@ -169,5 +174,5 @@ def test_no_secret_is_in_what_a_study_writes_or_says(run: Run) -> None:
         assert b"logged: " in files[f"jobs/{job}/events.jsonl"]
         message = json.loads(files[f"jobs/{job}/failure.json"])["error"]["message"]
         assert "raised: " in message and "[HF_TOKEN]" in message and "[private key]" in message
-    assert b"raised: " in files["report.md"]
+    assert b"raised: " in files["report.md"] and b"raised: " in files["report.html"]
     assert "raised: " in run.out
