@@ -16,9 +16,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TEXT = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
-def readme_commands() -> list[str]:
+def readme_commands(text: str = TEXT) -> list[str]:
     """Return the lines of the README's bash blocks, continuations joined, comments cut."""
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [" ".join(line.split("#")[0].split()) for line in lines if line.split("#")[0].strip()]
 
@@ -38,6 +38,10 @@ def test_every_command_is_covered() -> None:
     rest = [line for line in readme_commands() if line not in TRAINING + STUDY + AFTERWARDS]
     assert len(TRAINING) == 2 and STUDY and len(AFTERWARDS) == 4 and rest
     assert all(line.startswith(SHOWN_ELSEWHERE) for line in rest), rest
+
+
+def test_the_chinese_readme_has_the_same_commands() -> None:
+    assert readme_commands((CHECKOUT / "README.zh-CN.md").read_text(encoding="utf-8")) == readme_commands()
 
 
 def train(line: str, folder: Path) -> None:
