@@ -49,7 +49,10 @@ def compute_logits(
 
 
 def compute_metrics(logits: npt.NDArray[np.float32], labels: list[int]) -> Metrics:
-    """Return accuracy, macro F1 (over the classes that occur), mean cross-entropy ("loss") and "num_samples"."""
+    """Return accuracy, macro F1 (over the classes that occur), mean cross-entropy ("loss") and "num_samples".
+
+    The loss is plain, whatever the training's (training.loss) weighs: jobs of different weights are compared by it.
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     predicted = logits.argmax(axis=1)

@@ -28,6 +28,7 @@ TRAINING = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
     "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "metric_for_best_model", "early_stopping_patience", "save_steps", "save_total_limit",
+    "class_weights", "focal_gamma",
 )  # fmt: skip
 TOP = ("seed", "output_dir", "resume_from_checkpoint", "deepspeed")
 

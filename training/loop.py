@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.batches import StepPlan, plan_step
@@ -76,7 +75,7 @@ def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> 
     for number, indices in enumerate(plan.micro_batches, start=1):
         logits = engine(*to_device(run.train, indices, run.device))
         labels = torch.tensor([run.train.labels[i] for i in indices or [0]], device=run.device)
-        loss = F.cross_entropy(logits, labels, reduction="sum") * (1.0 if indices else 0.0)
+        loss = run.loss.sum(logits, labels) * (1.0 if indices else 0.0)
         engine.set_gradient_accumulation_boundary(number == len(plan.micro_batches))
         engine.backward(loss * (ranks.world_size / plan.num_samples), scale_wrt_gas=False)
         total += loss.detach()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from training.corpus.load import Corpus, load_corpus
 from training.errors import UserError
+from training.loss import require_known_classes
 from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
@@ -33,6 +34,7 @@ class Material:
 def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], None]) -> Material:
     """Load data, tokenizer and configuration."""
     corpus = load_corpus(spec.data)
+    require_known_classes(spec.training, corpus.label_names)
     checkpoint = resolve_checkpoint(spec.model, report)
     config = load_config(spec.model, checkpoint, corpus.label_names)
     tokenizer = load_tokenizer(spec.model, checkpoint)

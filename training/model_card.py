@@ -27,7 +27,8 @@ MAX_CLASSES = 50
 """Listed with their rows; the rest is counted."""
 
 TRAINING_SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "metric_for_best_model",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "class_weights",
+    "focal_gamma", "metric_for_best_model",
 )  # fmt: skip
 LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 

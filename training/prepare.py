@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
+from training.loss import require_known_classes
 from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
 from training.spec import JobSpec
 from training.trackers import require_trackers
@@ -23,6 +24,7 @@ def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report
     if not isinstance(spec.deepspeed, dict):
         raise UserError(f"{deepspeed_source}: give the content of the file.")
     require_trackers(spec.training.report_to)
+    require_known_classes(spec.training, label_names)
     check_deepspeed_config(spec.deepspeed, deepspeed_source)
     # With dtype auto the ranks' cards decide; the file may say either.
     wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"

@@ -27,6 +27,7 @@ from training.errors import ShoalError
 from training.finish import conclude, finish
 from training.fused import fuse_layers
 from training.loop import train
+from training.loss import TrainingLoss
 from training.material import Material, load_material
 from training.memory import OutOfMemory, memory_watched
 from training.model import (
@@ -212,15 +213,17 @@ def build_run(
         report(f"keeping the checkpoint's global batch of {checkpoint.global_batch_size} (now {global_batch_size})")
         global_batch_size = checkpoint.global_batch_size
     facts["global_batch_size"] = global_batch_size
+    train_split, label_names = material.splits["train"], material.corpus.label_names
     run = TrainingRun(
         spec=spec,
         plan=plan,
         ranks=ranks,
         device=device,
         engine=engine,
-        train=material.splits["train"],
+        train=train_split,
         validation=material.splits["validation"],
-        num_labels=len(material.corpus.label_names),
+        num_labels=len(label_names),
+        loss=TrainingLoss.of(spec.training, label_names, train_split.labels, device),
         global_batch_size=global_batch_size,
         rows_sha256=material.corpus.facts["sha256"]["train"],
         recorder=recorder,

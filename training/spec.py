@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from training.errors import UserError
 
@@ -21,6 +21,8 @@ Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 NewsgroupPart = Literal["headers", "footers", "quotes"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""YAML reads a label that is a number as one."""
 
 TINY_LLAMA = "builtin:tiny-llama"
 DOCSTRINGS = "builtin:docstrings"
@@ -191,6 +193,12 @@ class TrainingSpec:
     """AdamW's decoupled decay."""
     max_grad_norm: float = 1.0
     """Global norm gradients are clipped to; 0 is off."""
+    class_weights: str | dict[LabelName, float] = "none"
+    """What a text's loss is multiplied by: none; balanced, rows / (classes x rows of its class) of train, as in
+    scikit-learn; or label -> weight (1 for those left out). Of training's loss only; the stored ones stay plain."""
+    focal_gamma: float = 0.0
+    """Focal loss (Lin et al. 2017): multiplies a text's loss by (1 - p)^gamma, so that what is known counts less.
+    0 is cross entropy. Of training's loss only, too."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third slower."""
     metric_for_best_model: Metric = "macro_f1"
@@ -210,7 +218,7 @@ class TrainingSpec:
             "gradient_accumulation_steps", "save_total_limit",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"training.{name} is {getattr(self, name)}. It must be at least 1.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "focal_gamma"):
             require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}. It must not be negative.")
         require(
             self.num_train_epochs > 0 or self.max_steps > 0,
@@ -219,6 +227,13 @@ class TrainingSpec:
         for name in ("early_stopping_patience", "save_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"training.{name} is {value}. It must be at least 1.")
+        weights = self.class_weights
+        require(
+            isinstance(weights, dict) or weights in ("none", "balanced"),
+            f"training.class_weights is {weights!r}. Give none, balanced, or a mapping such as {{spam: 5, ham: 1}}.",
+        )
+        for label, weight in weights.items() if isinstance(weights, dict) else ():
+            require(weight > 0, f"training.class_weights gives {label!r} {weight}. A weight must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

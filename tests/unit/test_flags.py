@@ -32,6 +32,8 @@ FLAGS_AND_KEYS = [
     ("--warmup_steps 10", "training.warmup_steps", 10.0),
     ("--weight_decay 0.01", "training.weight_decay", 0.01),
     ("--max_grad_norm 0.5", "training.max_grad_norm", 0.5),
+    ("--class_weights balanced", "training.class_weights", "balanced"),
+    ("--focal_gamma 2", "training.focal_gamma", 2.0),
     ("--seed 11", "seed", 11),
     ("--bf16", "model.dtype", "bf16"),
     ("--gradient_checkpointing", "training.gradient_checkpointing", True),
