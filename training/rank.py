@@ -213,7 +213,7 @@ def build_run(
         report(f"keeping the checkpoint's global batch of {checkpoint.global_batch_size} (now {global_batch_size})")
         global_batch_size = checkpoint.global_batch_size
     facts["global_batch_size"] = global_batch_size
-    train_split, label_names = material.splits["train"], material.corpus.label_names
+    corpus, train_split = material.corpus, material.splits["train"]
     run = TrainingRun(
         spec=spec,
         plan=plan,
@@ -222,8 +222,8 @@ def build_run(
         engine=engine,
         train=train_split,
         validation=material.splits["validation"],
-        num_labels=len(label_names),
-        loss=TrainingLoss.of(spec.training, label_names, train_split.labels, device),
+        num_labels=len(corpus.label_names),
+        loss=TrainingLoss.of(spec.training, corpus.label_names, train_split.labels, device, corpus.problem_type),
         global_batch_size=global_batch_size,
         rows_sha256=material.corpus.facts["sha256"]["train"],
         recorder=recorder,

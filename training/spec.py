@@ -20,6 +20,10 @@ Quantization = Literal["none", "nf4", "int8"]
 Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 NewsgroupPart = Literal["headers", "footers", "quotes"]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
+SINGLE_LABEL: ProblemType = "single_label_classification"
+MULTI_LABEL: ProblemType = "multi_label_classification"
+"""As transformers names them. The data say which it is: a text with a list of labels is multi-label."""
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
 """YAML reads a label that is a number as one."""
@@ -103,7 +107,9 @@ class DataSpec:
     text_column_delimiter: str = " "
     """Between the text columns."""
     label_column_name: str = "label"
-    """Column of the class."""
+    """Column of the class, or of a list of them (JSON, Parquet, hub): multi-label, where a text may have none."""
+    label_delimiter: str | None = None
+    """Between the labels of a text in a column of strings, as in a CSV: makes the job multi-label. "" is no label."""
     remove: list[NewsgroupPart] = field(default_factory=list)
     """20newsgroups only: parts scikit-learn strips from each post."""
     max_seq_length: int = 512
@@ -124,6 +130,9 @@ class DataSpec:
             (self.dataset_name is None) != (self.train_file is None),
             "Set one of data.dataset_name and data.train_file"
             f" (they are {self.dataset_name!r} and {self.train_file!r}).",
+        )
+        require(
+            self.label_delimiter != "", "data.label_delimiter is empty. Give what stands between labels, such as |."
         )
         require(self.max_seq_length >= 2, f"data.max_seq_length is {self.max_seq_length}. It must be at least 2.")
         require(

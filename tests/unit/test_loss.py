@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.batches import plan_step
 from training.errors import UserError
-from training.loss import TrainingLoss, class_weights, require_known_classes
+from training.loss import TrainingLoss, class_weights, require_fitting
 from training.spec import TrainingSpec
 
 NAMES = ["a", "b", "c"]
@@ -94,14 +94,14 @@ def test_balanced_weights_are_scikit_learns() -> None:
 
 def test_weights_by_name_are_one_where_none_is_given() -> None:
     spec = TrainingSpec(class_weights={"b": 3.0})
-    require_known_classes(spec, NAMES)
+    require_fitting(spec, NAMES)
     assert class_weights(spec, NAMES, [0, 1]) == [1.0, 3.0, 1.0]
     assert class_weights(TrainingSpec(), NAMES, [0, 1]) is None
 
 
 def test_a_weight_of_no_class_is_refused() -> None:
     with pytest.raises(UserError, match=r"class_weights names 'spamm'.*did you mean 'spam'.*'ham', 'spam'"):
-        require_known_classes(TrainingSpec(class_weights={"spamm": 3.0}), ["ham", "spam"])
+        require_fitting(TrainingSpec(class_weights={"spamm": 3.0}), ["ham", "spam"])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
