@@ -142,7 +142,7 @@ def test_the_loss_is_that_of_transformers() -> None:
 
 @pytest.mark.parametrize("spec", [TrainingSpec(class_weights="balanced"), TrainingSpec(focal_gamma=2.0)])
 def test_weights_of_classes_do_not_go_with_several_labels(spec: TrainingSpec) -> None:
-    with pytest.raises(UserError, match="several labels a text.*Leave it out"):
+    with pytest.raises(UserError, match=r"several labels a text.*Leave it out"):
         require_fitting(spec, ["a", "b"], MULTI_LABEL)
     require_fitting(spec, ["a", "b"], SINGLE_LABEL)
 
