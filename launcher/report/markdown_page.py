@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.check_text import markdown_section
-from launcher.report.answer import answer, code_that_was_run, how_many_ran, p_value
+from launcher.report.answer import accuracy_name, answer, code_that_was_run, how_many_ran, p_value
 
 MOST_COMPARISONS = 40
 """Rows of that table; report.json has all."""
@@ -95,6 +95,8 @@ def _groups(report: dict[str, Any]) -> str:
     methods = ", ".join(sorted({group["interval_method"] for group in report["groups"]} - {""}))
     note = "Mean ± sample standard deviation over seeds. Ordered by validation; the test split chooses nothing."
     note += f" 95 % intervals: {methods}." if methods else ""
+    if any(accuracy_name(group) != "accuracy" for group in report["groups"]):
+        note += " Accuracy of texts with several labels is of subsets: all labels of a text must be right."
     return f"{_table(header, rows)}\n\n{note}"
 
 

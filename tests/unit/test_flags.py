@@ -22,6 +22,7 @@ FLAGS_AND_KEYS = [
     ("--report_to tensorboard mlflow", "training.report_to", ["tensorboard", "mlflow"]),
     ("--report_to none", "training.report_to", []),
     ("--label_column_name topic", "data.label_column_name", "topic"),
+    ("--label_delimiter ;", "data.label_delimiter", ";"),
     ("--max_seq_length 64", "data.max_seq_length", 64),
     ("--per_device_train_batch_size 3", "training.per_device_train_batch_size", 3),
     ("--gradient_accumulation_steps 5", "training.gradient_accumulation_steps", 5),
