@@ -123,7 +123,7 @@ def _combinations(study: Study) -> Iterator[tuple[str, Settings]]:
 def _overlay(base: Settings, overlay: Mapping[str, Any]) -> Settings:
     """Lay settings over others; a key may be a section (`lora: {r: 8}`) or dotted (`lora.r: 8`)."""
     for key, value in overlay.items():
-        if isinstance(value, Mapping) and key != "deepspeed":
+        if isinstance(value, Mapping) and key != "deepspeed" and "." not in key:
             base = deep_merge(base, {key: value})
         else:
             base = set_key(base, key, value)

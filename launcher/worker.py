@@ -121,13 +121,13 @@ def prepare_jobs(specs: list[tuple[JobSpec, str]], inbox: Any) -> list[Outcome]:
     try:
         from training.corpus.load import load_corpus
 
-        label_names = load_corpus(specs[0][0].data).label_names
+        corpus = load_corpus(specs[0][0].data)
     except Exception as error:
         return [_task_error(error)] * len(specs)
-    return [_prepare_one(spec, source, label_names, inbox) for spec, source in specs]
+    return [_prepare_one(spec, source, corpus, inbox) for spec, source in specs]
 
 
-def _prepare_one(spec: JobSpec, deepspeed_source: str, label_names: list[str], inbox: Any) -> Outcome:
+def _prepare_one(spec: JobSpec, deepspeed_source: str, corpus: Any, inbox: Any) -> Outcome:
     """Check one job's settings and model, and make the model where it is built in."""
 
     def report(message: str) -> None:
@@ -136,7 +136,7 @@ def _prepare_one(spec: JobSpec, deepspeed_source: str, label_names: list[str], i
     try:
         from training.prepare import prepare
 
-        prepare(spec, deepspeed_source, label_names, report)
+        prepare(spec, deepspeed_source, corpus.label_names, corpus.problem_type, report)
     except Exception as error:
         return _task_error(error)
     return {"ok": True}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from training.corpus.load import Corpus
+import numpy as np
+
+from training.corpus.load import Corpus, Split
+from training.multi_label import multi_hot
+from training.spec import MULTI_LABEL
 
 MIN_SPACE_SHARE = 0.08
 """Fewer spaces than this share of all characters (English: about 0.17) means a script that does not part its words, or
@@ -23,36 +28,51 @@ def tfidf_baseline(corpus: Corpus) -> list[dict[str, Any]]:
     """
     from sklearn.dummy import DummyClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
 
     if _has_words(corpus.train.texts):
-        name = "TF-IDF (1-2 words) + LinearSVC"
+        name = "TF-IDF (1-2 words)"
         # The default pattern drops one-letter words, and with them texts such as "y".
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     else:
-        name = "TF-IDF (1-3 characters) + LinearSVC"
+        name = "TF-IDF (1-3 characters)"
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    classifier: Any = LinearSVC(random_state=0)
+    name, majority = f"{name} + LinearSVC", "Majority class"
+    if corpus.problem_type == MULTI_LABEL:
+        classifier = OneVsRestClassifier(classifier)
+        name, majority = f"{name}, one a label", "Majority of each label"
     return [
-        _measure("tfidf", name, make_pipeline(vectorizer, LinearSVC(random_state=0)), corpus),
-        _measure("majority", "Majority class", DummyClassifier(strategy="most_frequent"), corpus),
+        _measure("tfidf", name, make_pipeline(vectorizer, classifier), corpus),
+        _measure("majority", majority, DummyClassifier(strategy="most_frequent"), corpus),
     ]
 
 
 def _measure(kind: str, name: str, model: Any, corpus: Corpus) -> dict[str, Any]:
     """Fit one baseline and score it."""
     split_name, split = ("test", corpus.test) if corpus.test is not None else ("validation", corpus.validation)
+    is_multi, names = corpus.problem_type == MULTI_LABEL, corpus.label_names
+
+    def targets(of: Split) -> Any:
+        return multi_hot(of.labels, len(names)) if is_multi else of.labels
+
     start = time.perf_counter()
-    model.fit(corpus.train.texts, corpus.train.labels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Label .* is present in all training examples|Label not .* is present"
+        )
+        model.fit(corpus.train.texts, targets(corpus.train))
     seconds = time.perf_counter() - start
-    predicted = [int(label) for label in model.predict(split.texts)]
+    predicted = model.predict(split.texts)
     return {
         "kind": kind,
         "name": name,
         "data": corpus.facts["source"],
         "split": split_name,
         "sha256": corpus.facts["sha256"],
-        **_score(split.labels, predicted),
+        **_score(targets(split), predicted),
         "cost": {
             "seconds": seconds,
             "samples_per_second": len(corpus.train.texts) / seconds,
@@ -62,8 +82,10 @@ def _measure(kind: str, name: str, model: Any, corpus: Corpus) -> dict[str, Any]
         "predictions": {
             "split": [split_name] * len(split.ids),
             "id": split.ids,
-            "label": [corpus.label_names[label] for label in split.labels],
-            "prediction": [corpus.label_names[label] for label in predicted],
+            "label": [[names[index] for index in text] if is_multi else names[text] for text in split.labels],
+            "prediction": [
+                [names[index] for index in np.flatnonzero(text)] if is_multi else names[int(text)] for text in predicted
+            ],
         },
     }
 
@@ -92,8 +114,11 @@ def _has_words(texts: Sequence[str]) -> bool:
     return sum(character.isspace() for character in joined) >= MIN_SPACE_SHARE * len(joined)
 
 
-def _score(labels: list[int], predicted: list[int]) -> dict[str, float]:
-    """Score predictions as the jobs' are scored: macro F1 over the classes that occur in labels or predictions."""
+def _score(labels: Any, predicted: Any) -> dict[str, float]:
+    """Score predictions as the jobs' are scored: macro F1 over the classes that occur in labels or predictions.
+
+    Where texts have several labels: subset accuracy, and over all labels.
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     return {

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.batches import cut_batch
+from training.multi_label import compute_multi_label_metrics
 from training.ranks import Ranks
 from training.result import Metrics
+from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
 from training.tokens import TokenizedSplit
 
 
@@ -48,8 +50,16 @@ def compute_logits(
     return logits.cpu().numpy()
 
 
-def compute_metrics(logits: npt.NDArray[np.float32], labels: list[int]) -> Metrics:
-    """Return accuracy, macro F1 (over the classes that occur), mean cross-entropy ("loss") and "num_samples"."""
+def compute_metrics(
+    logits: npt.NDArray[np.float32], labels: list[Any], problem_type: ProblemType = SINGLE_LABEL
+) -> Metrics:
+    """Return accuracy, macro F1 (over the classes that occur), mean cross-entropy ("loss") and "num_samples".
+
+    The loss is plain, whatever the training's (training.loss) weighs: jobs of different weights are compared by it.
+    Where texts have several labels: `compute_multi_label_metrics`.
+    """
+    if problem_type == MULTI_LABEL:
+        return compute_multi_label_metrics(logits, labels)
     from sklearn.metrics import accuracy_score, f1_score
 
     predicted = logits.argmax(axis=1)

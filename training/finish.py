@@ -94,10 +94,14 @@ def conclude(
     place = torch.device("cpu") if facts["zero_stage"] == 3 else device
     batch_size = plan.per_device_eval_batch_size  # what fits; padded, it takes about what it takes packed
     verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place, batch_size)
-    texts = {"validation": material.corpus.validation, "test": material.corpus.test}
+    corpus = material.corpus
+    texts = {"validation": corpus.validation, "test": corpus.test}
     evaluated = {name: (split, outcome.logits[name]) for name, split in texts.items() if split is not None}
-    write_predictions(workdir / "predictions.parquet", evaluated, material.corpus.label_names)
-    metrics = {name: compute_metrics(logits, material.splits[name].labels) for name, logits in outcome.logits.items()}
+    write_predictions(workdir / "predictions.parquet", evaluated, corpus.label_names)
+    metrics = {
+        name: compute_metrics(logits, material.splits[name].labels, corpus.problem_type)
+        for name, logits in outcome.logits.items()
+    }
     result = RunResult(
         name=spec.name,
         status="succeeded",
@@ -130,7 +134,7 @@ def verify_adapter(
     """Reload the saved adapter onto a fresh base and compare logits; raise VerificationError on a difference."""
     split = material.splits["validation"]
     num_texts = min(VERIFIED_TEXTS, len(split))
-    config = load_config(spec.model, material.checkpoint, material.corpus.label_names)
+    config = load_config(spec.model, material.checkpoint, material.corpus.label_names, material.corpus.problem_type)
     config.pad_token_id = material.tokenizer.pad_token_id
     torch.cuda.empty_cache()
     base = load_base(spec.model, material.checkpoint, config, material.dtype, device)

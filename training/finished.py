@@ -18,7 +18,7 @@ from training.errors import UserError
 from training.model import HEAD, load_base, load_config, load_tokenizer, resolve_checkpoint
 from training.parse import build, load_job
 from training.result import read_result
-from training.spec import JobSpec, ModelSpec
+from training.spec import MULTI_LABEL, SINGLE_LABEL, JobSpec, ModelSpec, ProblemType
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -35,6 +35,7 @@ class FinishedRun:
     text_columns: TextColumns
     label_names: list[str]
     """In the order of the logits."""
+    problem_type: ProblemType
     pad_token_id: int
 
     @property
@@ -61,6 +62,7 @@ def open_run(folder: Path) -> FinishedRun:
         dtype=torch.bfloat16 if result.model["dtype"] == "bfloat16" else torch.float32,
         text_columns=TextColumns(names=result.data["text_columns"], delimiter=spec.data.text_column_delimiter),
         label_names=[config.id2label[index] for index in range(config.num_labels)],
+        problem_type=MULTI_LABEL if config.problem_type == MULTI_LABEL else SINGLE_LABEL,
         pad_token_id=config.pad_token_id,
     )
 
@@ -127,7 +129,7 @@ def load_finished(
     report(f"loading {model.model_name_or_path}")
     try:
         checkpoint = resolve_checkpoint(model, report)
-        config = load_config(model, checkpoint, run.label_names)
+        config = load_config(model, checkpoint, run.label_names, run.problem_type)
     except UserError as error:
         raise UserError(
             f"the base model of {run.folder}: {error} "

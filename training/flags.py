@@ -22,12 +22,13 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 MODEL = ("model_name_or_path", "model_revision")
 DATA = (
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "text_column_delimiter",
-    "label_column_name", "max_seq_length", "max_train_samples", "validation_fraction",
+    "label_column_name", "label_delimiter", "max_seq_length", "max_train_samples", "validation_fraction",
 )  # fmt: skip
 TRAINING = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
     "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
     "metric_for_best_model", "early_stopping_patience", "save_steps", "save_total_limit",
+    "class_weights", "focal_gamma",
 )  # fmt: skip
 TOP = ("seed", "output_dir", "resume_from_checkpoint", "deepspeed")
 

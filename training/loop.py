@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from training.batches import StepPlan, plan_step
@@ -75,8 +74,7 @@ def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> 
     total = torch.zeros((), device=run.device)
     for number, indices in enumerate(plan.micro_batches, start=1):
         logits = engine(*to_device(run.train, indices, run.device))
-        labels = torch.tensor([run.train.labels[i] for i in indices or [0]], device=run.device)
-        loss = F.cross_entropy(logits, labels, reduction="sum") * (1.0 if indices else 0.0)
+        loss = run.loss.sum(logits, [run.train.labels[i] for i in indices or [0]]) * (1.0 if indices else 0.0)
         engine.set_gradient_accumulation_boundary(number == len(plan.micro_batches))
         engine.backward(loss * (ranks.world_size / plan.num_samples), scale_wrt_gas=False)
         total += loss.detach()
@@ -97,7 +95,7 @@ def evaluate(run: TrainingRun, state: TrainingState, progress: TrainingProgress)
     """Return the metrics on validation. All ranks must call it and all get the same."""
     with memory_watched("evaluation", state.step):
         logits = run.logits(run.validation)
-    metrics = compute_metrics(logits, run.validation.labels)
+    metrics = compute_metrics(logits, run.validation.labels, run.loss.problem_type)
     if run.ranks.is_main:
         epoch = round(state.step / run.steps_per_epoch, 4)
         run.recorder.event("evaluation", split="validation", step=state.step, epoch=epoch, **metrics)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from training.corpus.load import Corpus, load_corpus
 from training.errors import UserError
+from training.loss import require_fitting
 from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
@@ -33,8 +34,9 @@ class Material:
 def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], None]) -> Material:
     """Load data, tokenizer and configuration."""
     corpus = load_corpus(spec.data)
+    require_fitting(spec.training, corpus.label_names, corpus.problem_type)
     checkpoint = resolve_checkpoint(spec.model, report)
-    config = load_config(spec.model, checkpoint, corpus.label_names)
+    config = load_config(spec.model, checkpoint, corpus.label_names, corpus.problem_type)
     tokenizer = load_tokenizer(spec.model, checkpoint)
     config.pad_token_id = tokenizer.pad_token_id
     named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from training.errors import UserError
 from training.loading import Partition, how_to_convert, stream_base
 from training.packing import PACKED_ATTENTION
-from training.spec import TINY_LLAMA, LoraSpec, ModelSpec
+from training.spec import SINGLE_LABEL, TINY_LLAMA, LoraSpec, ModelSpec, ProblemType
 from training.tiny_llama import ensure_tiny_llama
 
 HEAD = "score"
@@ -78,7 +78,9 @@ def hub_options(spec: ModelSpec) -> dict[str, Any]:
     return {"revision": spec.model_revision or "main", "trust_remote_code": spec.trust_remote_code}
 
 
-def load_config(spec: ModelSpec, checkpoint: str, label_names: list[str]) -> Any:
+def load_config(
+    spec: ModelSpec, checkpoint: str, label_names: list[str], problem_type: ProblemType = SINGLE_LABEL
+) -> Any:
     """Return the checkpoint's configuration as a classifier of these labels."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, **hub_options(spec))
@@ -88,7 +90,7 @@ def load_config(spec: ModelSpec, checkpoint: str, label_names: list[str]) -> Any
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = problem_type
     return config
 
 

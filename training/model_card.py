@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from training.disk import flush
 from training.result import Metrics, RunResult
+from training.spec import MULTI_LABEL
 
 CARD = "README.md"
 
@@ -27,7 +28,8 @@ MAX_CLASSES = 50
 """Listed with their rows; the rest is counted."""
 
 TRAINING_SETTINGS = (
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "metric_for_best_model",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "class_weights",
+    "focal_gamma", "metric_for_best_model",
 )  # fmt: skip
 LORA_SETTINGS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "use_dora")
 
@@ -84,16 +86,26 @@ def _front_matter(result: RunResult) -> str:
     return str(card.to_yaml())
 
 
+def is_multi_label(result: RunResult) -> bool:
+    """Whether a text may have several labels: then accuracy is of all labels of a text."""
+    return bool(result.data.get("problem_type") == MULTI_LABEL)
+
+
 def _introduction(result: RunResult) -> str:
     base = plain(shown_name(result.settings["model"]["model_name_or_path"]))
+    num_classes = len(result.data["label_names"])
+    does = f"Puts a text into one of {num_classes} classes"
+    if is_multi_label(result):
+        does = f"Gives a text any of {num_classes} labels, or none"
     return (
-        f"# {plain(result.name)}\n\nPuts a text into one of {len(result.data['label_names'])} classes: a LoRA adapter "
+        f"# {plain(result.name)}\n\n{does}: a LoRA adapter "
         f"and a classification head for {base}, trained with Shoal {plain(result.versions['shoal'])}."
     )
 
 
 def _results(result: RunResult) -> str:
-    rows: Rows = [("split", "texts", "accuracy", "95 % interval", "macro F1", "log loss")]
+    accuracy = "subset accuracy" if is_multi_label(result) else "accuracy"
+    rows: Rows = [("split", "texts", accuracy, "95 % interval", "macro F1", "log loss")]
     for split, metrics in _splits(result):
         num_texts = round(metrics["num_samples"])
         low, high = wilson_interval(round(metrics["accuracy"] * num_texts), num_texts)
@@ -160,6 +172,9 @@ def _training(result: RunResult) -> str:
 
 def _use(result: RunResult) -> str:
     base = shown_name(result.settings["model"]["model_name_or_path"])
+    read = "print([config.id2label[int(index)] for index in model(**inputs).logits.argmax(-1)])"
+    if is_multi_label(result):
+        read = "print([[config.id2label[int(index)] for index in row.nonzero()] for row in model(**inputs).logits > 0])"
     return f"""## Use
 
 ```python
@@ -174,15 +189,16 @@ model = PeftModel.from_pretrained(base, ADAPTER).eval()
 tokenizer = AutoTokenizer.from_pretrained(ADAPTER)
 inputs = tokenizer(["a text"], truncation=True, max_length={result.settings["data"]["max_seq_length"]},
                    padding=True, return_tensors="pt")
-print([config.id2label[int(index)] for index in model(**inputs).logits.argmax(-1)])
+{read}
 ```
 
 Or `shoal predict`, `shoal serve` and `shoal merge` with the folder this one lies in."""
 
 
 def _limits(result: RunResult) -> str:
+    knows = "any text gets one of them" if not is_multi_label(result) else "a text may get none"
     lines = [
-        "It knows the classes above and no other: any text gets one of them.",
+        f"It knows the classes above and no other: {knows}.",
         f"Of each text it reads the first {result.settings['data']['max_seq_length']:,} tokens.",
         "The figures hold for texts like those it was tested on. Check it on yours, and by group where its mistakes "
         "weigh on people.",

@@ -26,10 +26,12 @@ from training.evaluation import to_device
 from training.finished import FinishedRun, load_finished, open_run
 from training.fused import fuse_layers
 from training.model import can_pack, use_packed_attention
+from training.multi_label import labels_over_threshold, sigmoid
 from training.packing import PackedClassifier
 from training.prediction_files import Columns, check_output, writing
 from training.progress import format_seconds
 from training.rank import quiet_libraries
+from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
 from training.tokens import TokenizedSplit, encode_texts
 
 WINDOW_ROWS = 4096
@@ -67,10 +69,10 @@ def predict(
     with_id = first.id is not None  # the columns of the output are settled before its first row
     with naming_full_card(run):
         predictor = Predictor.load(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        with writing(output) as write:
+        with writing(output, run.spec.data.label_delimiter) as write:
             for window in windows(chain([first], rows), max_rows=WINDOW_ROWS, max_characters=WINDOW_CHARACTERS):
                 logits = predictor.logits([row.text for row in window], progress.advance)
-                write(to_columns(window, logits, names, with_id=with_id, probabilities=probabilities))
+                write(to_columns(window, logits, names, run.problem_type, with_id=with_id, probabilities=probabilities))
     if output is not None:
         print(f"{progress.rows:,} rows predicted: {output}")
 
@@ -158,17 +160,25 @@ def to_columns(
     rows: list[Row],
     logits: npt.NDArray[np.float32],
     label_names: list[str],
+    problem_type: ProblemType = SINGLE_LABEL,
     *,
     with_id: bool,
     probabilities: bool,
 ) -> Columns:
-    """Return what is written of a window: row, id if asked, prediction, its probability, and if asked those of all."""
-    shares = softmax(logits)
+    """Return what is written of a window: row, id if asked, prediction, its probability, and if asked those of all.
+
+    Where texts have several labels, the prediction is a list: all whose probability is over 0.5.
+    """
+    is_multi = problem_type == MULTI_LABEL
+    shares = sigmoid(logits) if is_multi else softmax(logits)
     columns: Columns = {"row": [row.number for row in rows]}
     if with_id:
         columns["id"] = [row.id for row in rows]
-    columns["prediction"] = [label_names[index] for index in logits.argmax(axis=1)]
-    columns["probability"] = rounded(shares.max(axis=1))
+    if is_multi:
+        columns["prediction"] = labels_over_threshold(logits, label_names)
+    else:
+        columns["prediction"] = [label_names[index] for index in logits.argmax(axis=1)]
+        columns["probability"] = rounded(shares.max(axis=1))
     if probabilities:
         for index, name in enumerate(label_names):
             columns[f"probability_{name}"] = rounded(shares[:, index])

@@ -42,14 +42,17 @@ def check_output(output: Path, source: Path | None) -> None:
 
 
 @contextmanager
-def writing(output: Path | None) -> Iterator[Write]:
-    """Give what appends rows to `output`, or to standard output; the file stands there once all went well."""
+def writing(output: Path | None, label_delimiter: str | None = None) -> Iterator[Write]:
+    """Give what appends rows to `output`, or to standard output; the file stands there once all went well.
+
+    In a CSV, lists of labels have `label_delimiter` between them, and are JSON without one.
+    """
     if output is None:
-        yield _csv_writer(_standard_output())
+        yield _csv_writer(_standard_output(), label_delimiter)
         return
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with _file_writer(temporary, output.suffix.lower()) as write:
+        with _file_writer(temporary, output.suffix.lower(), label_delimiter) as write:
             yield write
         flush(temporary)
         temporary.replace(output)
@@ -65,27 +68,32 @@ def _standard_output() -> TextIO:
 
 
 @contextmanager
-def _file_writer(path: Path, extension: str) -> Iterator[Write]:
+def _file_writer(path: Path, extension: str, label_delimiter: str | None) -> Iterator[Write]:
     """Give what appends rows to an open file of that format."""
     if extension == ".parquet":
         with _parquet_writer(path) as write:
             yield write
         return
     with path.open("w", encoding="utf-8", newline="") as file:
-        yield _csv_writer(file) if extension == ".csv" else _json_writer(file)
+        yield _csv_writer(file, label_delimiter) if extension == ".csv" else _json_writer(file)
 
 
-def _csv_writer(file: TextIO) -> Write:
+def _csv_writer(file: TextIO, label_delimiter: str | None) -> Write:
     """Return what writes CSV, the header before the first rows."""
     writer = csv.writer(file, lineterminator="\n")
     begun = False
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return json.dumps(value, ensure_ascii=False) if label_delimiter is None else label_delimiter.join(value)
 
     def write(columns: Columns) -> None:
         nonlocal begun
         if not begun:
             writer.writerow(columns)
             begun = True
-        writer.writerows(zip(*columns.values(), strict=True))
+        writer.writerows(map(cell, row) for row in zip(*columns.values(), strict=True))
         file.flush()
 
     return write
@@ -108,7 +116,7 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {int: pa.int64(), float: pa.float64()}
+    types: dict[type, Any] = {int: pa.int64(), float: pa.float64(), list: pa.list_(pa.string())}
     writer: Any = None
 
     def write(columns: Columns) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from training.corpus.corpus import Split
 from training.disk import flush
 from training.errors import UserError
+from training.multi_label import labels_over_threshold
 
 KEPT_CHARACTERS = 300
 """Of each text: enough for a reader to judge the label, small beside the adapter."""
@@ -31,11 +32,22 @@ class Predictions:
     label_names: list[str]
     ids: list[str]
     labels: IntArray
-    """[texts], indices into `label_names`."""
+    """[texts], indices into `label_names`; multi-label: [texts, classes], 1 for each label of a text."""
     predicted: IntArray
-    """[texts], likewise."""
+    """Likewise."""
     logits: FloatArray | None = None
     """[texts, classes]; None for a classifier that gives no probabilities."""
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text may have several labels, or none."""
+        return self.labels.ndim == 2
+
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """[texts], whether the prediction is right; multi-label: all of it."""
+        right = self.labels == self.predicted
+        return np.asarray(right.all(axis=1) if self.is_multi_label else right)
 
 
 def write_predictions(
@@ -45,14 +57,19 @@ def write_predictions(
 
     Of a text longer than `KEPT_CHARACTERS` its beginning is kept, and an ellipsis. The report shows texts from here,
     for the data may lie on another machine, or nowhere any more.
-    The label names, in that order, stand in the schema's metadata under "label_names", as a JSON list.
+    The label names, in that order, stand in the schema's metadata under "label_names", as a JSON list. Where texts have
+    several labels, label and prediction are lists.
     """
     columns: dict[str, list[object]] = {"split": [], "id": [], "label": [], "prediction": [], "logits": [], "text": []}
     for name, (split, logits) in evaluated.items():
         columns["split"] += [name] * len(split.labels)
         columns["id"] += split.ids
-        columns["label"] += [label_names[label] for label in split.labels]
-        columns["prediction"] += [label_names[index] for index in logits.argmax(axis=1)]
+        if split.labels and isinstance(split.labels[0], tuple):
+            columns["label"] += [[label_names[index] for index in text] for text in split.labels]
+            columns["prediction"] += labels_over_threshold(logits, label_names)
+        else:
+            columns["label"] += [label_names[label] for label in split.labels]
+            columns["prediction"] += [label_names[index] for index in logits.argmax(axis=1)]
         columns["logits"] += list(logits)
         columns["text"] += [beginning(text) for text in split.texts]
     write_columns(path, columns, label_names)
@@ -61,6 +78,8 @@ def write_predictions(
 def write_columns(path: Path, columns: Mapping[str, Sequence[object]], label_names: list[str]) -> None:
     """Write the columns of `write_predictions`, with or without "logits"; the file is there whole or not at all."""
     types = {"logits": pa.list_(pa.float32())}
+    if any(isinstance(value, list) for value in columns["label"]):
+        types |= dict.fromkeys(("label", "prediction"), pa.list_(pa.string()))
     schema = pa.schema(
         [pa.field(name, types.get(name, pa.string())) for name in columns],
         metadata={"label_names": json.dumps(label_names, ensure_ascii=False)},
@@ -105,7 +124,12 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
 
 
 def _indices(column: Any, index: Mapping[str, int]) -> IntArray:
-    """Return label names as indices."""
+    """Return label names as indices, lists of them as rows of 0 and 1."""
+    if pa.types.is_list(column.type):
+        rows = np.zeros((len(column), len(index)), dtype=np.int64)
+        for row, names in zip(rows, column.to_pylist(), strict=True):
+            row[[index[name] for name in names]] = 1
+        return rows
     return np.asarray([index[name] for name in column.to_pylist()], dtype=np.int64)
 
 

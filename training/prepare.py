@@ -9,12 +9,19 @@ from transformers import AutoModelForSequenceClassification
 
 from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
+from training.loss import require_fitting
 from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
-from training.spec import JobSpec
+from training.spec import JobSpec, ProblemType
 from training.trackers import require_trackers
 
 
-def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report: Callable[[str], None]) -> None:
+def prepare(
+    spec: JobSpec,
+    deepspeed_source: str,
+    label_names: list[str],
+    problem_type: ProblemType,
+    report: Callable[[str], None],
+) -> None:
     """Check what can be checked without a card: trackers, DeepSpeed keys, model, tokenizer, layers of the adapter.
 
     `spec.deepspeed` holds the content of the file that messages call `deepspeed_source`. `report` is told of what
@@ -23,6 +30,7 @@ def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report
     if not isinstance(spec.deepspeed, dict):
         raise UserError(f"{deepspeed_source}: give the content of the file.")
     require_trackers(spec.training.report_to)
+    require_fitting(spec.training, label_names, problem_type)
     check_deepspeed_config(spec.deepspeed, deepspeed_source)
     # With dtype auto the ranks' cards decide; the file may say either.
     wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"
@@ -30,7 +38,7 @@ def prepare(spec: JobSpec, deepspeed_source: str, label_names: list[str], report
     fill_auto(spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=dtype, cuda=False)
     checkpoint = resolve_checkpoint(spec.model, report)
     refuse_impossible(spec, spec.deepspeed)
-    config = load_config(spec.model, checkpoint, label_names)
+    config = load_config(spec.model, checkpoint, label_names, problem_type)
     load_tokenizer(spec.model, checkpoint)
     with torch.device("meta"):  # the shape alone: no weights are read
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.model.trust_remote_code)

@@ -27,6 +27,7 @@ from training.errors import ShoalError
 from training.finish import conclude, finish
 from training.fused import fuse_layers
 from training.loop import train
+from training.loss import TrainingLoss
 from training.material import Material, load_material
 from training.memory import OutOfMemory, memory_watched
 from training.model import (
@@ -212,15 +213,17 @@ def build_run(
         report(f"keeping the checkpoint's global batch of {checkpoint.global_batch_size} (now {global_batch_size})")
         global_batch_size = checkpoint.global_batch_size
     facts["global_batch_size"] = global_batch_size
+    corpus, train_split = material.corpus, material.splits["train"]
     run = TrainingRun(
         spec=spec,
         plan=plan,
         ranks=ranks,
         device=device,
         engine=engine,
-        train=material.splits["train"],
+        train=train_split,
         validation=material.splits["validation"],
-        num_labels=len(material.corpus.label_names),
+        num_labels=len(corpus.label_names),
+        loss=TrainingLoss.of(spec.training, corpus.label_names, train_split.labels, device, corpus.problem_type),
         global_batch_size=global_batch_size,
         rows_sha256=material.corpus.facts["sha256"]["train"],
         recorder=recorder,

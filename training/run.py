@@ -11,6 +11,7 @@ from torch import Tensor, device
 
 from training.batches import steps_per_epoch
 from training.evaluation import compute_logits
+from training.loss import TrainingLoss
 from training.plan import Plan
 from training.ranks import Ranks
 from training.recorder import Recorder
@@ -54,6 +55,7 @@ class TrainingRun:
     train: TokenizedSplit
     validation: TokenizedSplit
     num_labels: int
+    loss: TrainingLoss
     global_batch_size: int
     rows_sha256: str
     """Of the training rows, as Corpus.facts has it."""

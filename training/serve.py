@@ -42,7 +42,7 @@ def serve(folder: Path, host: str, port: int) -> None:
         with naming_full_card(run):
             predictor = Predictor.load(run, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
             predictor.logits(["the first takes longest"], lambda _: None)
-        app = create_app(Service(predictor, run.spec.name, run.label_names))
+        app = create_app(Service(predictor, run.spec.name, run.label_names, run.problem_type))
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
         listener.listen(config.backlog)
         address = f"[{host}]" if ":" in host else host

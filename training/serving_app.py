@@ -1,6 +1,7 @@
 """The HTTP side of `shoal serve`: what is asked and answered, its limits and its errors, as a FastAPI application.
 
     POST /predict   {"texts": ["..."], "probabilities": false}  ->  [{"label": "...", "probability": 0.9}]
+                    or, of a job whose texts have several labels,   [{"labels": ["...", "..."]}]
     GET  /health    200 while it answers, else 503
     GET  /docs, /openapi.json
 
@@ -26,8 +27,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from training import __version__
+from training.multi_label import labels_over_threshold, sigmoid
 from training.predict import Predictor, rounded, softmax
 from training.serving_batcher import Batcher, Overloaded
+from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
 from training.tokens import TokenizedSplit, join_splits
 
 MAX_TEXTS = 256
@@ -73,6 +76,13 @@ class Prediction(BaseModel):
 
     label: str
     probability: Annotated[float, Field(description="Of the label.")]
+    probabilities: Annotated[dict[str, float] | None, Field(description="Of every label, if asked.")] = None
+
+
+class LabelsPrediction(BaseModel):
+    """The answer for one text that may have several labels, as `shoal predict` gives it."""
+
+    labels: Annotated[list[str], Field(description="Those whose probability is over 0.5.")]
     probabilities: Annotated[dict[str, float] | None, Field(description="Of every label, if asked.")] = None
 
 
@@ -138,8 +148,11 @@ async def _discard(receive: Receive, last: MutableMapping[str, Any]) -> None:
 class Service:
     """A finished job's model and the two threads that work for it. Opened and closed in the event loop that asks."""
 
-    def __init__(self, predictor: Predictor, name: str, label_names: list[str]) -> None:
+    def __init__(
+        self, predictor: Predictor, name: str, label_names: list[str], problem_type: ProblemType = SINGLE_LABEL
+    ) -> None:
         self.predictor, self.name, self.label_names = predictor, name, label_names
+        self.is_multi_label = problem_type == MULTI_LABEL
         self.batcher: Batcher[TokenizedSplit, npt.NDArray[np.float32]] | None = None
         # A tokenizer serves one thread at a time.
         self.tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
@@ -157,12 +170,14 @@ class Service:
         await self.batcher.close()
         self.tokenizing.shutdown()
 
-    async def predict(self, asked: Texts) -> list[Prediction]:
-        """Return label and probability of each text, in their order. Raises Overloaded."""
+    async def predict(self, asked: Texts) -> list[Prediction] | list[LabelsPrediction]:
+        """Return label and probability of each text, or its labels, in their order. Raises Overloaded."""
         assert self.batcher is not None
         loop = asyncio.get_running_loop()
         split = await loop.run_in_executor(self.tokenizing, self.predictor.encode, asked.texts)
         logits = await self.batcher.ask(split, len(split.tokens))
+        if self.is_multi_label:
+            return to_labels_predictions(logits, self.label_names, asked.probabilities)
         return to_predictions(logits, self.label_names, asked.probabilities)
 
     def health(self) -> Health:
@@ -186,7 +201,8 @@ def create_app(service: Service) -> FastAPI:
     """Return the application that answers for a service."""
     app = FastAPI(
         title=f"Shoal: {service.name}",
-        description=f"Labels texts as one of: {', '.join(service.label_names[:MAX_LABELS])}.",
+        description=f"Labels texts as {'any' if service.is_multi_label else 'one'} of: "
+        f"{', '.join(service.label_names[:MAX_LABELS])}.",
         version=__version__,
         lifespan=service.running,
     )
@@ -195,12 +211,13 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post(
         "/predict",
+        response_model=list[LabelsPrediction] if service.is_multi_label else list[Prediction],
         response_model_exclude_none=True,
         summary="Label texts",
         responses={400: {"model": Fault}, 413: {"model": Fault}, 422: {"model": Fault}, 503: {"model": Fault}},
     )
-    async def predict(asked: Texts) -> list[Prediction]:
-        """Return label and probability of each text, in their order."""
+    async def predict(asked: Texts) -> list[Prediction] | list[LabelsPrediction]:
+        """Return label and probability of each text, or its labels, in their order."""
         try:
             return await service.predict(asked)
         except Overloaded:
@@ -225,6 +242,18 @@ def to_predictions(logits: npt.NDArray[np.float32], label_names: list[str], prob
             probabilities=dict(zip(label_names, rounded(row), strict=True)) if probabilities else None,
         )
         for index, probability, row in zip(logits.argmax(axis=1), rounded(shares.max(axis=1)), shares, strict=True)
+    ]
+
+
+def to_labels_predictions(
+    logits: npt.NDArray[np.float32], label_names: list[str], probabilities: bool
+) -> list[LabelsPrediction]:
+    """Return the answers of logits [texts, labels] where a text may have several labels."""
+    return [
+        LabelsPrediction(
+            labels=labels, probabilities=dict(zip(label_names, rounded(row), strict=True)) if probabilities else None
+        )
+        for labels, row in zip(labels_over_threshold(logits, label_names), sigmoid(logits), strict=True)
     ]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from training.errors import UserError
 
@@ -20,7 +20,13 @@ Quantization = Literal["none", "nf4", "int8"]
 Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 NewsgroupPart = Literal["headers", "footers", "quotes"]
+ProblemType = Literal["single_label_classification", "multi_label_classification"]
+SINGLE_LABEL: ProblemType = "single_label_classification"
+MULTI_LABEL: ProblemType = "multi_label_classification"
+"""As transformers names them. The data say which it is: a text with a list of labels is multi-label."""
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""YAML reads a label that is a number as one."""
 
 TINY_LLAMA = "builtin:tiny-llama"
 DOCSTRINGS = "builtin:docstrings"
@@ -101,7 +107,9 @@ class DataSpec:
     text_column_delimiter: str = " "
     """Between the text columns."""
     label_column_name: str = "label"
-    """Column of the class."""
+    """Column of the class, or of a list of them (JSON, Parquet, hub): multi-label, where a text may have none."""
+    label_delimiter: str | None = None
+    """Between the labels of a text in a column of strings, as in a CSV: makes the job multi-label. "" is no label."""
     remove: list[NewsgroupPart] = field(default_factory=list)
     """20newsgroups only: parts scikit-learn strips from each post."""
     max_seq_length: int = 512
@@ -122,6 +130,9 @@ class DataSpec:
             (self.dataset_name is None) != (self.train_file is None),
             "Set one of data.dataset_name and data.train_file"
             f" (they are {self.dataset_name!r} and {self.train_file!r}).",
+        )
+        require(
+            self.label_delimiter != "", "data.label_delimiter is empty. Give what stands between labels, such as |."
         )
         require(self.max_seq_length >= 2, f"data.max_seq_length is {self.max_seq_length}. It must be at least 2.")
         require(
@@ -191,6 +202,12 @@ class TrainingSpec:
     """AdamW's decoupled decay."""
     max_grad_norm: float = 1.0
     """Global norm gradients are clipped to; 0 is off."""
+    class_weights: str | dict[LabelName, float] = "none"
+    """What a text's loss is multiplied by: none; balanced, rows / (classes x rows of its class) of train, as in
+    scikit-learn; or label -> weight (1 for those left out). Of training's loss only; the stored ones stay plain."""
+    focal_gamma: float = 0.0
+    """Focal loss (Lin et al. 2017): multiplies a text's loss by (1 - p)^gamma, so that what is known counts less.
+    0 is cross entropy. Of training's loss only, too."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third slower."""
     metric_for_best_model: Metric = "macro_f1"
@@ -210,7 +227,7 @@ class TrainingSpec:
             "gradient_accumulation_steps", "save_total_limit",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"training.{name} is {getattr(self, name)}. It must be at least 1.")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "focal_gamma"):
             require(getattr(self, name) >= 0, f"training.{name} is {getattr(self, name)}. It must not be negative.")
         require(
             self.num_train_epochs > 0 or self.max_steps > 0,
@@ -219,6 +236,13 @@ class TrainingSpec:
         for name in ("early_stopping_patience", "save_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"training.{name} is {value}. It must be at least 1.")
+        weights = self.class_weights
+        require(
+            isinstance(weights, dict) or weights in ("none", "balanced"),
+            f"training.class_weights is {weights!r}. Give none, balanced, or a mapping such as {{spam: 5, ham: 1}}.",
+        )
+        for label, weight in weights.items() if isinstance(weights, dict) else ():
+            require(weight > 0, f"training.class_weights gives {label!r} {weight}. A weight must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ class TokenizedSplit:
     """[total tokens]"""
     offsets: npt.NDArray[np.int64]
     """[texts + 1]: text i is tokens[offsets[i]:offsets[i + 1]]."""
-    labels: list[int]
+    labels: list[Any]
+    """As in Split."""
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from training.spec import MULTI_LABEL
+
 METRIC_NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 
 
@@ -26,7 +28,7 @@ def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
     among = f" among {len(rivals)} settings" if len(rivals) > 1 else ""
     text = (
         f"**Best setting: {group['name']}** (chosen{among} by validation {METRIC_NAMES[metric]}, "
-        f"{group[f'validation_{metric}_mean']:.4f}): {group['split']} accuracy "
+        f"{group[f'validation_{metric}_mean']:.4f}): {group['split']} {accuracy_name(group)} "
         f"{100 * group['accuracy_mean']:.1f}{spread} % over {seeds}"
     )
     sentences = [*_verdict(group, report), *_runner_up(group, rivals, report)]
@@ -40,6 +42,11 @@ def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
     if baseline := _best_baseline(group, report):
         text += f", against {100 * baseline['accuracy']:.1f} % for {baseline['name']}"
     return " ".join([f"{text}.", *sentences])
+
+
+def accuracy_name(group: dict[str, Any]) -> str:
+    """Return what accuracy is called: of texts with several labels, all must be right."""
+    return "subset accuracy" if group.get("problem_type") == MULTI_LABEL else "accuracy"
 
 
 def _verdict(group: dict[str, Any], report: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from launcher.folder import Baselines, StudyFolder
 from launcher.report.comparison import Comparison, Side, compare_all
 from launcher.report.groups import Group, build_groups, by_validation, evaluated_data, varying_settings
+from launcher.report.multi_label import multi_label_scores, multi_label_sums_of
 from launcher.report.scores import scores, sums_of
 from training.errors import UserError
 from training.predictions import Predictions
@@ -103,6 +104,8 @@ def build_report(
 
 
 def _scores(predictions: Predictions) -> dict[str, Any]:
+    if predictions.is_multi_label:
+        return multi_label_scores(multi_label_sums_of(predictions), predictions.label_names)
     return scores(sums_of(predictions), predictions.label_names)
 
 
@@ -137,7 +140,7 @@ def _side(name: str, seeds: Sequence[Predictions | None], *, is_random: bool = T
         return None
     if len({tuple(predictions.ids) for predictions in there}) > 1:
         raise UserError(f"predictions of {name} are of different texts, though its jobs evaluated the same. Run again.")
-    correct = np.stack([predictions.labels == predictions.predicted for predictions in there], axis=1)
+    correct = np.stack([predictions.correct for predictions in there], axis=1)
     return Side(name=name, correct=correct.astype(np.float64), is_random=is_random)
 
 

@@ -47,14 +47,15 @@ class Predictions:
 
 
 def read_predictions(folder: Path, split: str) -> Predictions | None:
-    """Return what a job predicted for a split; None where it kept nothing."""
+    """Return what a job predicted for a split; None where it kept nothing, or texts have several labels."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return None
     table = pq.read_table(path, filters=[("split", "=", split)])
-    if not table.num_rows:
+    if not table.num_rows or table.schema.field("label").type != pa.string():
         return None
     logits = np.stack(table["logits"].to_numpy(zero_copy_only=False)).astype(np.float64)
     unnormalized = np.exp(logits - logits.max(axis=1, keepdims=True))

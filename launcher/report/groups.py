@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.report.intervals import SEEDS, TEXTS, Interval, interval_of_mean, intervals_of_model
+from launcher.report.intervals import SEEDS, TEXTS, Interval, interval_of_mean, interval_of_share, intervals_of_model
 from launcher.report.scores import confusion_of
 from training.predictions import Predictions
 from training.result import RunResult
+from training.spec import SINGLE_LABEL
 
 Group = dict[str, Any]
 """See `build_groups`."""
@@ -28,8 +29,9 @@ def build_groups(study: str, results: Sequence[RunResult], stored: Stored) -> li
 
     {"name", "settings" (what varies), "jobs", "num_seeds", "split" (test, or validation where there is no test),
     "accuracy_mean", "accuracy_std", "macro_f1_mean", ..., "interval": {"accuracy", "macro_f1"} (95 %, [low, high]),
-    "interval_method", "validation_accuracy_mean", ..., "validation_interval", "data", "sha256"}. Standard deviations
-    are the sample's (n - 1), None for one seed; an interval is None for one seed without stored predictions.
+    "interval_method", "validation_accuracy_mean", ..., "validation_interval", "data", "sha256", "problem_type"}. Where
+    texts have several labels, accuracy is of all labels of a text, and macro F1 has no interval of one seed. Standard
+    deviations are the sample's (n - 1), None for one seed; an interval is None for one seed without stored predictions.
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)
@@ -74,6 +76,7 @@ def _group(study: str, settings: dict[str, Any], jobs: list[RunResult], stored: 
         "split": split,
         "data": jobs[0].data.get("source", ""),
         "sha256": jobs[0].data.get("sha256", {}),
+        "problem_type": jobs[0].data.get("problem_type", SINGLE_LABEL),
     }
     for metric in METRICS:
         group |= _mean_and_std(metric, [getattr(job, split)[metric] for job in jobs])
@@ -104,6 +107,8 @@ def _interval(jobs: Sequence[RunResult], split: str, stored: Stored) -> tuple[di
     predictions = stored.get(jobs[0].name, {}).get(split)
     if predictions is None:
         return dict.fromkeys(METRICS), ""
+    if predictions.is_multi_label:
+        return {"accuracy": interval_of_share(predictions.correct), "macro_f1": None}, TEXTS
     return dict(intervals_of_model(confusion_of(predictions))), TEXTS
 
 

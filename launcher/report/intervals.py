@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 from scipy.stats import t as student_t
 
@@ -58,6 +59,12 @@ def intervals_of_model(confusion: IntArray, num_draws: int = NUM_DRAWS) -> dict[
         "accuracy": _of_mean(np.array([0.0, 1.0]), wrong_and_right, num_draws),
         "macro_f1": _bca(macro_f1, counts, num_draws),
     }
+
+
+def interval_of_share(correct: npt.NDArray[np.bool_], num_draws: int = NUM_DRAWS) -> Interval:
+    """Return the bootstrap interval, over texts, of the share that is right."""
+    counts = np.bincount(correct.astype(np.int64), minlength=2).astype(np.float64)
+    return _of_mean(np.array([0.0, 1.0]), counts, num_draws)
 
 
 def interval_of_difference(differences: FloatArray, num_draws: int = NUM_DRAWS) -> Interval:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.check_text import markdown_section
-from launcher.report.answer import answer, code_that_was_run, how_many_ran, p_value
+from launcher.report.answer import accuracy_name, answer, code_that_was_run, how_many_ran, p_value
 
 MOST_COMPARISONS = 40
 """Rows of that table; report.json has all."""
@@ -95,6 +95,8 @@ def _groups(report: dict[str, Any]) -> str:
     methods = ", ".join(sorted({group["interval_method"] for group in report["groups"]} - {""}))
     note = "Mean ± sample standard deviation over seeds. Ordered by validation; the test split chooses nothing."
     note += f" 95 % intervals: {methods}." if methods else ""
+    if any(accuracy_name(group) != "accuracy" for group in report["groups"]):
+        note += " Accuracy of texts with several labels is of subsets: all labels of a text must be right."
     return f"{_table(header, rows)}\n\n{note}"
 
 
@@ -167,10 +169,14 @@ def _best_job(group: dict[str, Any], jobs: Sequence[dict[str, Any]]) -> list[str
         for item in scores["per_class"]
     ]
     figures = {
-        "balanced accuracy": scores["balanced_accuracy"], "weighted F1": scores["weighted_f1"], "MCC": scores["mcc"],
-        "log loss": scores["log_loss"], "Brier score": scores["brier"], "calibration error (ECE)": scores["ece"],
+        "balanced_accuracy": "balanced accuracy", "micro_f1": "micro F1", "weighted_f1": "weighted F1",
+        "samples_f1": "F1 by text", "map": "mean average precision", "mcc": "MCC", "log_loss": "log loss",
+        "brier": "Brier score", "ece": "calibration error (ECE)",
     }  # fmt: skip
-    line = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)
+    if "confusion" in scores:  # one label a text: micro F1 is the accuracy
+        del figures["micro_f1"]
+    known = {what: scores[name] for name, what in figures.items() if scores.get(name) is not None}
+    line = ", ".join(f"{what} {value:.3f}" for what, value in known.items())
     table = _table(("class", "precision %", "recall %", "F1 %", "texts"), rows)
     return [f"## Classes: {job['name']} on {group['split']}", table, f"{line[0].upper()}{line[1:]}."]
 

@@ -79,7 +79,17 @@ def best_sections(material: PageMaterial) -> list[Markup]:
         if scores:
             where = f"{job['name']}, on {group['split']} ({scores['num_samples']:,.0f} texts)"
             sections += [
-                join((tag("h2", f"The best by class{data}"), tag("p", where, class_="note"), _per_class(scores))),
+                join(
+                    (
+                        tag("h2", f"The best by class{data}"),
+                        tag("p", where, class_="note"),
+                        _overall(scores),
+                        _per_class(scores),
+                    )
+                ),
+            ]
+        if scores and "confusion" in scores:
+            sections += [
                 join((tag("h2", f"What the best confuses{data}"), _confusion(scores))),
                 join((tag("h2", f"How sure the best is{data}"), _reliability(scores))),
             ]
@@ -92,6 +102,18 @@ def best_sections(material: PageMaterial) -> list[Markup]:
                     _texts("Hardest texts, over all jobs on this data", examples.hardest), class_="pair"),
             )))  # fmt: skip
     return sections
+
+
+def _overall(scores: Scores) -> Markup | None:
+    """Return the figures of multi-label data, where accuracy says little."""
+    if "map" not in scores:
+        return None
+    names = {
+        "accuracy": "all labels of a text right", "micro_f1": "micro F1", "macro_f1": "macro F1",
+        "weighted_f1": "weighted F1", "samples_f1": "F1 by text", "map": "mean average precision",
+    }  # fmt: skip
+    figures = [f"{what} {points(scores[name])} %" for name, what in names.items() if scores[name] is not None]
+    return tag("p", ", ".join(figures), ".")
 
 
 def _per_class(scores: Scores) -> Markup:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launcher.report.answer import METRIC_NAMES, answer, code_that_was_run, how_many_ran
+from launcher.report.answer import METRIC_NAMES, accuracy_name, answer, code_that_was_run, how_many_ran
 from launcher.report.charts import Whisker, dot_chart
 from launcher.report.elements import Column, Content, figure, folded, join, paragraphs, table, tag
 from launcher.report.markdown_page import describe
@@ -91,7 +91,7 @@ def _dots(groups: list[Group], baselines: list[dict[str, Any]]) -> Markup:
         note += f" The best {len(shown)} of {len(groups)} settings by validation."
     description = "; ".join(f"{row.label} {row.text}" for row in rows)
     chart = dot_chart("Accuracy of settings and baselines, in percent", description, rows, reference=best)
-    title = f"Accuracy on {groups[0]['split']}, %"
+    title = f"{accuracy_name(groups[0]).capitalize()} on {groups[0]['split']}, %"
     return figure(title, chart, tag("p", note, class_="note"), wide=True)
 
 

@@ -16,6 +16,7 @@ from launcher.report.material import Job, PageMaterial, rivals
 from launcher.report.page_results import LONG_TABLE, MAX_CHART_ROWS, points
 from launcher.report.scale import duration
 from launcher.report.study_files import clock_of, tracks
+from training.spec import MULTI_LABEL
 
 GIB = 2**30
 MAX_STRETCHES = 1000
@@ -33,7 +34,9 @@ model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
 model = PeftModel.from_pretrained(model, adapter).eval()
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 logits = model(**tokenizer(["A text."], return_tensors="pt")).logits
-print(config.id2label[int(logits.argmax())])"""
+"""
+ONE_LABEL = "print(config.id2label[int(logits.argmax())])"
+SEVERAL_LABELS = "print([config.id2label[int(index)] for index in (logits[0] > 0).nonzero()])"
 
 
 def use_section(material: PageMaterial) -> Markup | None:
@@ -45,6 +48,7 @@ def use_section(material: PageMaterial) -> Markup | None:
         folder = material.folders[job["name"]]
         command = f"shoal predict {shlex.quote(str(folder))} --input texts.csv --output labels.csv"
         code = PYTHON.format(adapter=str(folder / "adapter"))
+        code += SEVERAL_LABELS if group.get("problem_type") == MULTI_LABEL else ONE_LABEL
         parts += [
             tag("h3", f"{job['name']}{material.data_name(group)}"),
             tag("pre", tag("code", command), class_="command", tabindex="0"),

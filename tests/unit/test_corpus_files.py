@@ -153,7 +153,7 @@ def test_json_labels_become_names(tmp_path: Path) -> None:
         ('{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n{"text": "c", "label": NaN}',
          ["line 2", "nan", "1 more row)"]),
         ('{"text": "a", "label": ""}\n{"text": "b", "label": "x"}\n', ["line 1", "''"]),
-        ('{"text": "a", "label": [1]}\n{"text": "b", "label": 2}\n', ["line 1", "[1]"]),
+        ('{"text": "a", "label": [1]}\n{"text": "b", "label": 2}\n', ["line 2", "no list of labels"]),
         ('{"text": "a", "label": 1}\n{"text": " ", "label": 2}\n{"text": null, "label": 2}\n',
          ["line 2", "empty", "1 more row)"]),
         ('{"text": "a", "label": 1}\n{"text": "b\\ud83d", "label": 2}\n', ["line 2", "ud83d"]),

@@ -9,7 +9,7 @@ import yaml
 
 from training.errors import UserError
 from training.parse import all_dotted_keys, load_job, parse_assignment, read_yaml, set_key
-from training.spec import DataSpec, JobSpec
+from training.spec import DataSpec, JobSpec, TrainingSpec
 
 DATA = "data: {dataset_name: imdb}\n"
 
@@ -145,6 +145,8 @@ def test_no_number_is_refused(tmp_path: Path, written: str) -> None:
         ("training", "weight_decay", "-1", "negative"),
         ("training", "max_grad_norm", "-1", "negative"),
         ("training", "warmup_steps", "-1", "negative"),
+        ("training", "focal_gamma", "-1", "negative"),
+        ("training", "class_weights", "balance", "balanced"),
         ("training", "num_train_epochs", "0", "above 0"),
         ("training", "lr_scheduler_type", "polynomial", "'cosine'"),
         ("training", "metric_for_best_model", "f1", "'macro_f1'"),
@@ -228,3 +230,14 @@ def test_the_fingerprint_follows_what_changes_the_result_and_nothing_else() -> N
     assert job.fingerprint() == same.fingerprint()
     assert job.fingerprint() != JobSpec(seed=1, data=DataSpec(train_file="a.csv")).fingerprint()
     assert job.fingerprint() != JobSpec(data=DataSpec(train_file="b.csv")).fingerprint()
+    for training in (TrainingSpec(class_weights="balanced"), TrainingSpec(focal_gamma=2.0)):
+        assert job.fingerprint() != JobSpec(data=DataSpec(train_file="a.csv"), training=training).fingerprint()
+
+
+def test_weights_of_classes_are_named_as_labels_are(tmp_path: Path) -> None:
+    spec = load_job(job_file(tmp_path, DATA + "training: {class_weights: {0: 1, 10: 2.5, spam: 3}}\n"))
+    assert spec.training.class_weights == {"0": 1.0, "10": 2.5, "spam": 3.0}
+    assert load_job(job_file(tmp_path, yaml.safe_dump(spec.to_dict()))) == spec
+    for weight in ("0", "-2", ".nan", "many"):
+        message = fault(tmp_path, DATA + f"training: {{class_weights: {{spam: {weight}}}}}\n")
+        assert "class_weights" in message and "spam" in message

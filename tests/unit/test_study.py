@@ -56,6 +56,13 @@ def test_listed_jobs_overlay_the_shared_settings_and_meet_the_grid(tmp_path: Pat
     assert [(job.spec.lora.r, job.spec.lora.lora_alpha) for job in jobs] == [(64, 8), (4, 8)]
 
 
+def test_weights_of_classes_are_swept_as_a_whole(tmp_path: Path) -> None:
+    weights: list[Any] = ["none", "balanced", {"spam": 5, 0: 2}]
+    jobs = jobs_of(tmp_path, sweep={"grid": {"training.class_weights": weights, "training.focal_gamma": [2]}})
+    assert [job.name.split("-focal")[0] for job in jobs] == ["class_weights-none", "balanced", "class_weights"]
+    assert [job.spec.training.class_weights for job in jobs] == ["none", "balanced", {"spam": 5.0, "0": 2.0}]
+
+
 def test_paths_are_found_beside_the_study_and_shown_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     (tmp_path / "train.csv").write_text("text,label\n")

@@ -91,6 +91,42 @@ def cell_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+def holds_label_lists(table: Table, column_name: str, delimiter: str | None) -> bool:
+    """Whether a text may have several labels: by a delimiter, or because the column holds lists."""
+    return delimiter is not None or any(isinstance(value, list) for value in table.column(column_name))
+
+
+def read_label_lists(table: Table, column_name: str, delimiter: str | None) -> list[list[str]]:
+    """Return the label names of each row, perhaps none; what is no list of labels is refused."""
+    found = label_lists_or_none(table, column_name, delimiter)
+    wrong = [row for row, names in enumerate(found) if names is None]
+    if wrong:
+        mend = 'Give a list such as ["a", "b"], [] for a text without labels.'
+        if delimiter is not None:
+            mend = f"Give names with {delimiter!r} between them, or an empty field for a text without labels."
+        raise UserError(
+            f"{table.source} {table.place(wrong[0])}: {column_name} is {table.column(column_name)[wrong[0]]!r:.60}, "
+            f"which is no list of labels{_and_more(len(wrong) - 1)}. {mend}"
+        )
+    return [names for names in found if names is not None]
+
+
+def label_lists_or_none(table: Table, column_name: str, delimiter: str | None) -> list[list[str] | None]:
+    """Return the label names of each row, each once; None for a row that has no list of them."""
+    class_names = table.class_names.get(column_name)
+    found: list[list[str] | None] = []
+    for value in table.column(column_name):
+        if isinstance(value, str) and delimiter is not None:
+            value = [part.strip() for part in value.split(delimiter) if part.strip()]
+        if not isinstance(value, list):
+            found.append(None)
+            continue
+        names = [_class_of(item, class_names) if class_names else _label_of(item) for item in value]
+        unique = [name for name in dict.fromkeys(names) if name is not None]
+        found.append(None if None in names else unique)
+    return found
+
+
 def read_labels(table: Table, column_name: str) -> list[str]:
     """Return the label name of each row; a missing one is refused."""
     labels = labels_or_none(table, column_name)

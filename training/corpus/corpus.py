@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.spec import SINGLE_LABEL, ProblemType
+
 
 def row_number(index: int) -> str:
     """Return "row N", counted from 1, for the row at `index`."""
@@ -26,7 +28,7 @@ class Table:
     place: Callable[[int], str]
     """Row (from 0) -> where a user finds it: "line 7", "row 6", "pos/12.txt"."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
-    """Column -> names its values index (a ClassLabel of `datasets`)."""
+    """Column -> names its values index (a ClassLabel of `datasets`, or a list of such)."""
     removed: dict[str, int] = field(default_factory=dict)
     """What a preset left out, and how many rows."""
     row_numbers: Sequence[int] | None = None
@@ -58,8 +60,8 @@ class Split:
     ids: list[str]
     """ "<split>:<row>", the split and row (from 1) of the source."""
     texts: list[str]
-    labels: list[int]
-    """Indices into Corpus.label_names."""
+    labels: list[Any]
+    """Indices into Corpus.label_names; where texts have several labels, a tuple of them for each, ascending."""
 
     def sha256(self) -> str:
         """Return a hash of all rows in their order."""
@@ -85,6 +87,7 @@ class Corpus:
     validation: Split
     test: Split | None
     label_names: list[str]
+    problem_type: ProblemType = SINGLE_LABEL
     facts: dict[str, Any]
     """JSON values: source, files, columns, rows of each split and class, how validation was made, what was removed,
     a hash of each split's rows."""

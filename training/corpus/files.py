@@ -214,7 +214,8 @@ def _class_names(metadata: bytes | None) -> dict[str, list[str]]:
     """Return column -> class names of what `datasets` writes into a schema; nothing where it is none of its writing."""
     try:
         features = json.loads(metadata or b"{}").get("info", {}).get("features", {})
-        return {name: feature["names"] for name, feature in features.items() if _is_class_label(feature)}
+        labels = {name: feature.get("feature", feature) for name, feature in features.items()}
+        return {name: label["names"] for name, label in labels.items() if _is_class_label(label)}
     except (ValueError, RecursionError, AttributeError):
         return {}
 

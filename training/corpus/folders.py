@@ -88,9 +88,9 @@ def tables_of_splits(splits: Any, source: str) -> dict[str, Table]:
             f"{source}, split {name}",
             {column: dataset[column][:] for column in dataset.column_names},
             class_names={
-                column: list(feature.names)
+                column: list(label.names)
                 for column, feature in dataset.features.items()
-                if isinstance(feature, datasets.ClassLabel)
+                if isinstance(label := getattr(feature, "feature", feature), datasets.ClassLabel)
             },
         )
     if "train" not in tables:

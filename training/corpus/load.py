@@ -12,7 +12,7 @@ from training.corpus.files import read_file
 from training.corpus.folders import read_folder
 from training.corpus.hub import NEWSGROUPS, read_hub, read_newsgroups
 from training.errors import UserError, nearest
-from training.spec import DOCSTRINGS, DataSpec
+from training.spec import DOCSTRINGS, MULTI_LABEL, SINGLE_LABEL, DataSpec
 
 __all__ = ["Corpus", "Split", "load_corpus"]
 
@@ -28,9 +28,11 @@ def load_corpus(data: DataSpec) -> Corpus:
     for split in ("validation", "test"):
         if split in tables and columns.is_unlabelled(tables[split], data.label_column_name):
             removed[f"{split}: rows without labels"] = tables.pop(split).num_rows
-    present, label_names = _label_names(tables["train"], data.label_column_name)
+    is_multi = columns.holds_label_lists(tables["train"], data.label_column_name, data.label_delimiter)
+    present, label_names = _label_names(tables["train"], data, is_multi)
     splits = {
-        split: _read_split(split, table, text_columns, present, label_names, data) for split, table in tables.items()
+        split: _read_split(split, table, text_columns, present, label_names, data, is_multi)
+        for split, table in tables.items()
     }
     _refuse_choosing_by_test(splits)
     overlap = set(splits["train"].texts) & set(splits["test"].texts) if "test" in splits else set()
@@ -39,7 +41,8 @@ def load_corpus(data: DataSpec) -> Corpus:
         splits["train"], splits["validation"] = splitting.set_aside(
             splits["train"], data.validation_fraction, data.split_seed
         )
-        made = f"{data.validation_fraction:.0%} of train set aside, stratified, seed {data.split_seed}"
+        how = "random" if is_multi else "stratified"
+        made = f"{data.validation_fraction:.0%} of train set aside, {how}, seed {data.split_seed}"
     maxima = {"train": data.max_train_samples, "validation": data.max_validation_samples, "test": data.max_test_samples}
     splits = {
         name: splitting.limit(splits[name], maximum, data.split_seed, name)
@@ -52,6 +55,7 @@ def load_corpus(data: DataSpec) -> Corpus:
         "text_columns": text_columns,
         "label_column": data.label_column_name,
         "label_names": label_names,
+        "problem_type": MULTI_LABEL if is_multi else SINGLE_LABEL,
         "num_rows": {split: len(part.labels) for split, part in splits.items()},
         "rows_per_class": {split: _rows_per_class(part, label_names) for split, part in splits.items()},
         "validation": made,
@@ -65,6 +69,7 @@ def load_corpus(data: DataSpec) -> Corpus:
         validation=splits["validation"],
         test=splits.get("test"),
         label_names=label_names,
+        problem_type=facts["problem_type"],
         facts=facts,
     )
 
@@ -113,43 +118,59 @@ def _read_dataset(name: str, data: DataSpec) -> dict[str, Table]:
     return read_folder(folder) if folder.is_dir() else read_hub(name, data.dataset_config_name)
 
 
-def _label_names(train: Table, column_name: str) -> tuple[set[str], list[str]]:
+def _label_lists(table: Table, data: DataSpec, is_multi: bool) -> list[list[str]]:
+    """Return the label names of each row: one, or in multi-label data any number."""
+    column_name = data.label_column_name
+    if is_multi:
+        return columns.read_label_lists(table, column_name, data.label_delimiter)
+    return [[name] for name in columns.read_labels(table, column_name)]
+
+
+def _label_names(train: Table, data: DataSpec, is_multi: bool) -> tuple[set[str], list[str]]:
     """Return the classes train has, and all in order: a ClassLabel's own, else those of train as people count."""
-    present = columns.natural_order(columns.read_labels(train, column_name))
+    column_name = data.label_column_name
+    present = columns.natural_order(name for names in _label_lists(train, data, is_multi) for name in names)
     if len(present) < 2:
+        what = f"every {column_name} is {present[0]!r}" if present else f"no text has a label in {column_name}"
         raise UserError(
-            f"{train.source}: every {column_name} is {present[0]!r}. A classifier needs two classes or more; "
-            "check data.label_column_name and the rows."
+            f"{train.source}: {what}. A classifier needs two classes or more; check data.label_column_name and the "
+            "rows."
         )
     return set(present), train.class_names.get(column_name, present)
 
 
 def _read_split(
-    name: str, table: Table, text_columns: list[str], present: set[str], label_names: list[str], data: DataSpec
+    name: str,
+    table: Table,
+    text_columns: list[str],
+    present: set[str],
+    label_names: list[str],
+    data: DataSpec,
+    is_multi: bool,
 ) -> Split:
     """Return the checked texts and labels of one Table."""
     columns.choose_text_columns(table, text_columns, data.label_column_name)
-    names = columns.read_labels(table, data.label_column_name)
+    names = _label_lists(table, data, is_multi)
     index = {label: position for position, label in enumerate(label_names)}
     _refuse_unknown_labels(name, table, names, present)
     numbers = table.row_numbers or range(1, table.num_rows + 1)
     return Split(
         ids=[f"{name}:{number}" for number in numbers],
         texts=columns.read_texts(table, text_columns, data.text_column_delimiter),
-        labels=[index[label] for label in names],
+        labels=[tuple(sorted(index[label] for label in row)) if is_multi else index[row[0]] for row in names],
     )
 
 
-def _refuse_unknown_labels(split: str, table: Table, names: list[str], present: set[str]) -> None:
+def _refuse_unknown_labels(split: str, table: Table, names: list[list[str]], present: set[str]) -> None:
     """Refuse labels that train does not have."""
-    unknown = [row for row, label in enumerate(names) if label not in present]
+    unknown = [(row, label) for row, labels in enumerate(names) for label in labels if label not in present]
     if unknown:
-        label = names[unknown[0]]
-        count = sum(names[row] == label for row in unknown)
-        others = columns.natural_order({names[row] for row in unknown} - {label})
+        first, label = unknown[0]
+        count = sum(other == label for _, other in unknown)
+        others = columns.natural_order({other for _, other in unknown} - {label})
         also = f" (also {', '.join(map(repr, others[:5]))})" if others else ""
         raise UserError(
-            f"{table.source} {table.place(unknown[0])}: {split} has label {label!r} in {count} row(s), "
+            f"{table.source} {table.place(first)}: {split} has label {label!r} in {count} row(s), "
             f"train has none{also}{nearest(label, present) or '.'} "
             "Correct the label, remove the rows, or add some of that class to train."
         )
@@ -172,5 +193,5 @@ def _refuse_choosing_by_test(splits: dict[str, Split]) -> None:
 
 def _rows_per_class(split: Split, label_names: list[str]) -> dict[str, int]:
     """Return class -> rows."""
-    counts = Counter(split.labels)
+    counts = Counter(index for label in split.labels for index in (label if isinstance(label, tuple) else (label,)))
     return {name: counts[index] for index, name in enumerate(label_names)}

@@ -19,6 +19,9 @@ class Rows:
     table: Table
     texts: list[str]
     labels: list[str | None]
+    """As one word: of several labels, all of them. None where there is none, or no list of them."""
+    names: list[list[str]]
+    """Each label of a row by itself."""
     keys: list[bytes]
     """A hash of each normalized text; empty for an empty one."""
 
@@ -36,11 +39,19 @@ def read_rows(name: str, table: Table, text_columns: list[str], data: DataSpec) 
     """Read a split's texts and labels as they are."""
     columns.choose_text_columns(table, text_columns, data.label_column_name)
     texts = columns.joined_texts(table, text_columns, data.text_column_delimiter)
+    column = data.label_column_name
+    if columns.holds_label_lists(table, column, data.label_delimiter):
+        lists = columns.label_lists_or_none(table, column, data.label_delimiter)
+        labels = [None if names is None else ", ".join(sorted(names)) or "none" for names in lists]
+    else:
+        labels = columns.labels_or_none(table, column)
+        lists = [None if label is None else [label] for label in labels]
     return Rows(
         name=name,
         table=table,
         texts=texts,
-        labels=columns.labels_or_none(table, data.label_column_name),
+        labels=labels,
+        names=[names or [] for names in lists],
         keys=[_key(text) for text in texts],
     )
 

@@ -31,19 +31,22 @@ def check_labels(rows: Rows, train: Rows) -> list[Finding]:
     if len(missing) == total and rows is not train:
         return [Finding.of("unlabelled_split", rows.name, count=total, total=total)]
     findings = about("missing_label", rows, missing, [rows.example(row) for row in missing[:NUM_EXAMPLES]])
-    counts = Counter(label for label in rows.labels if label is not None)
+    counts = Counter(name for names in rows.names for name in names)
     return findings + (_classes(rows, counts) if rows is train else _against_train(rows, counts, train))
 
 
 def _against_train(rows: Rows, counts: Counter[str], train: Rows) -> list[Finding]:
     """Compare the classes of a split with train's."""
-    known = {label for label in train.labels if label is not None}
-    unknown = [row for row, label in enumerate(rows.labels) if label is not None and label not in known]
+    known = {name for names in train.names for name in names}
+    foreign = {row: [name for name in names if name not in known] for row, names in enumerate(rows.names)}
+    unknown = [row for row, names in foreign.items() if names]
     examples = [
-        rows.example(row, f"label {shown(str(rows.labels[row]))!r}{nearest(str(rows.labels[row]), known)}")
+        rows.example(row, f"label {shown(foreign[row][0])!r}{nearest(foreign[row][0], known)}")
         for row in unknown[:NUM_EXAMPLES]
     ]
-    findings = about("unknown_label", rows, unknown, examples, _listed({str(rows.labels[row]) for row in unknown}))
+    findings = about(
+        "unknown_label", rows, unknown, examples, _listed({name for row in unknown for name in foreign[row]})
+    )
     absent = known - set(counts)
     if absent:
         detail = _listed(absent)
@@ -64,7 +67,7 @@ def _classes(train: Rows, counts: Counter[str]) -> list[Finding]:
     (largest, most), (smallest, least) = counts.most_common()[0], counts.most_common()[-1]
     if most >= IMBALANCE_RATIO * least:
         detail = f"{shown(largest)} has {most:,} rows, {shown(smallest)} {least:,}"
-        total = sum(counts.values())
+        total = sum(bool(names) for names in train.names)
         findings.append(Finding.of("imbalance", train.name, count=most, total=total, detail=detail))
     return findings
 
@@ -111,7 +114,7 @@ def check_texts(rows: Rows, report: Report) -> list[Finding]:
 
 def measure(rows: Rows, tokenizer: Any, max_seq_length: int, report: Report) -> tuple[dict[str, Any], list[Finding]]:
     """Return DataCheck.splits of a split, and findings about its lengths."""
-    counts = Counter(label for label in rows.labels if label is not None)
+    counts = Counter(name for names in rows.names for name in names)
     characters = np.asarray([len(text) for text in rows.texts])
     outliers = np.flatnonzero(characters > OUTLIER_FACTOR * np.quantile(characters, 0.95)).tolist()
     outliers.sort(key=lambda row: -characters[row])

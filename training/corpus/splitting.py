@@ -44,23 +44,54 @@ def draw(labels: Sequence[int], shares: dict[int, int], seed: str) -> list[int]:
     return sorted(index for label, share in shares.items() for _, index in sorted(rows[label])[:share])
 
 
+def draw_multi(labels: Sequence[tuple[int, ...]], total: int, seed: str, *, leave: int) -> list[int]:
+    """Return the indices of `total` random texts, fewer where each label is to keep `leave` of its own.
+
+    Of texts with several labels most combinations are too rare to be strata.
+    """
+    generator = random.Random(seed)
+    left = Counter(label for text in labels for label in text)
+    chosen: list[int] = []
+    for _, index in sorted((generator.random(), index) for index in range(len(labels))):
+        if len(chosen) < total and all(left[label] > leave for label in labels[index]):
+            chosen.append(index)
+            left.subtract(labels[index])
+    return sorted(chosen)
+
+
+def is_multi_label(split: Split) -> bool:
+    """Whether texts have several labels, or none."""
+    return bool(split.labels) and isinstance(split.labels[0], tuple)
+
+
 def set_aside(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     """Cut train into train and validation; each class keeps a row in train."""
     total = max(round(fraction * len(train.labels)), 1)
+    if is_multi_label(train):
+        return _parted(train, draw_multi(train.labels, total, f"{seed} validation", leave=1))
     shares = class_shares(dict(sorted(Counter(train.labels).items())), total, at_least=0, leave=1)
-    if not sum(shares.values()):
+    return _parted(train, draw(train.labels, shares, f"{seed} validation"))
+
+
+def _parted(train: Split, chosen: list[int]) -> tuple[Split, Split]:
+    """Return train without the chosen rows, and these."""
+    if not chosen:
         raise UserError(
             "train has one row a class, so none can be set aside for validation. Add rows, or set data.validation_file."
         )
-    chosen = draw(train.labels, shares, f"{seed} validation")
     kept = set(chosen)
     return train.part([index for index in range(len(train.labels)) if index not in kept]), train.part(chosen)
 
 
 def limit(split: Split, max_samples: int | None, seed: int, name: str) -> Split:
-    """Return a stratified part of at most `max_samples` rows; train keeps every class."""
+    """Return a stratified part of at most `max_samples` rows; train keeps every class.
+
+    Of texts with several labels it is a random part.
+    """
     if max_samples is None or max_samples >= len(split.labels):
         return split
+    if is_multi_label(split):
+        return split.part(draw_multi(split.labels, max_samples, f"{seed} {name}", leave=0))
     counts = dict(sorted(Counter(split.labels).items()))
     if name == "train" and max_samples < len(counts):
         raise UserError(

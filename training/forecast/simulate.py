@@ -27,7 +27,7 @@ from training.loop import optimizer_step
 from training.optimizer_state import parameter_shape
 from training.plan import Plan
 from training.recorder import SilentRecorder
-from training.spec import JobSpec
+from training.spec import SINGLE_LABEL, JobSpec
 from training.tokens import TokenizedSplit
 
 BASE, ADAPTER, OPTIMIZER = "base weights", "adapter and head", "optimizer states"
@@ -163,7 +163,9 @@ def fake_material(config: Any, dtype: torch.dtype, shape: Shape) -> Any:
         "validation": texts_of(shape.evaluation),
     }
     corpus = SimpleNamespace(
-        label_names=[str(label) for label in range(config.num_labels)], facts={"sha256": {"train": ""}}
+        label_names=[str(label) for label in range(config.num_labels)],
+        problem_type=SINGLE_LABEL,  # no other loss takes memory worth a name
+        facts={"sha256": {"train": ""}},
     )
     return SimpleNamespace(checkpoint="", config=config, dtype=dtype, splits=splits, corpus=corpus)
 
