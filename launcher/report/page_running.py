@@ -15,6 +15,7 @@ from launcher.report.markdown_page import plain
 from launcher.report.material import Job, PageMaterial, rivals
 from launcher.report.page_results import LONG_TABLE, MAX_CHART_ROWS, points
 from launcher.report.scale import duration
+from launcher.report.stopped import HEADER, stopped_rows, what_was_saved
 from launcher.report.study_files import clock_of, tracks
 
 GIB = 2**30
@@ -188,6 +189,18 @@ def _costs(job: Job) -> dict[str, str]:
         else:
             shown[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
     return shown
+
+
+def stopped_section(material: PageMaterial) -> Markup | None:
+    """Return which jobs early stopping has ended, why, and what that saved."""
+    rows: list[list[Content]] = [[*row] for row in stopped_rows(material.report)]
+    if not rows:
+        return None
+    columns = [title if title in ("job", "why") else Column(title=title, numeric=True) for title in HEADER]
+    listed = table("Jobs that were stopped early", columns, rows)
+    if len(rows) > LONG_TABLE:
+        listed = folded(f"All {len(rows)} jobs", listed)
+    return join((tag("h2", "Stopped early"), tag("p", what_was_saved(material.report)), listed))
 
 
 def trouble_sections(material: PageMaterial) -> list[Markup]:
