@@ -157,7 +157,7 @@ def reason(stop: Stop) -> str:
     bound = "at most" if verdict.metric == "loss" else "at least"
     settings = "setting" if verdict.num_rivals == 1 else "settings"
     return (
-        f"stopped early: after {verdict.epoch:g} epochs {whose} had {name} {verdict.value:.4f}{mean} and "
+        f"after {verdict.epoch:g} epochs {whose} had {name} {verdict.value:.4f}{mean} and "
         f"needed {bound} {verdict.needed:.4f} to go on beside {verdict.num_rivals} other {settings}"
     )
 

@@ -58,7 +58,7 @@ def stopped_rows(report: dict[str, Any]) -> list[list[Any]]:
                 [
                     job["name"], stopped["step"], stopped["num_steps"], f"{verdict['epoch']:g}",
                     f"{verdict['value']:.4f}", f"{verdict['needed']:.4f}", "" if spared is None else f"{spared:.3g}",
-                    job["error"]["message"].removeprefix("stopped early: "),
+                    job["error"]["message"],
                 ]
             )  # fmt: skip
     return rows
