@@ -111,13 +111,14 @@ def gantt_section(material: PageMaterial) -> Markup | None:
         return None
     clock, cards = clock_of(stays), tracks(stays)
     styles = material.styles()
-    failed = {job["name"] for job in material.jobs("failed")}
+    failed, stopped = ({job["name"] for job in material.jobs(kind)} for kind in ("failed", "stopped early"))
     lanes, stretches, first = [], [], 0
     for card, card_tracks in cards.items():
         lanes.append((f"card {card}", len(card_tracks)))
         for number, track in enumerate(card_tracks):
             for stay in track:
-                said = " (failed)" if stay.job in failed else " (no end recorded)" if stay.open else ""
+                said = " (failed)" if stay.job in failed else " (stopped early)" if stay.job in stopped else ""
+                said = said or (" (no end recorded)" if stay.open else "")
                 kind = "failed" if stay.job in failed else "open" if stay.open else ""
                 stretches.append(Stretch(
                     lane=first + number, start=clock.place(stay.start), end=clock.place(stay.end),
