@@ -9,6 +9,7 @@ import fake_rank
 import pytest
 import yaml
 from conftest import read_events, read_report, write_study
+from forked_jobs import run_job
 
 from launcher.run import run_study
 
@@ -20,6 +21,7 @@ def study_of(workplace: Path, rates: list[float], seeds: list[int]) -> Path:
     return write_study(
         workplace,
         cards_gib=[2] * len(rates) * len(seeds),
+        num_ranks=1,  # a last job would be spread over the cards that are free
         early_stopping={"grace_epochs": 1},
         lora={"r": fake_rank.REACHES_ITS_LEARNING_RATE},
         training={"num_train_epochs": 4},
@@ -79,3 +81,10 @@ def test_a_stopped_job_goes_on_from_its_checkpoint_where_the_study_is_changed(wo
     job = workplace / "outputs/tiny/jobs/lr0.3-seed0"
     assert any("resuming" in event["message"] for event in read_events(job, "log"))
     assert [event["step"] for event in read_events(job, "evaluation")] == [1, 2, 3, 4]  # none twice
+
+
+def test_eval_steps_evaluate_and_save_between_the_ends_of_epochs(job_flags: list[str], tmp_path: Path) -> None:
+    job = run_job(*job_flags, "--eval_steps=4", f"--output_dir={tmp_path}")
+    assert job.returncode == 0, job.stderr[-3000:]
+    assert [event["step"] for event in read_events(tmp_path, "evaluation")] == [0, 4, 8, 10]
+    assert [event["step"] for event in read_events(tmp_path, "checkpoint")] == [4, 8, 10]
