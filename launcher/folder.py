@@ -14,7 +14,7 @@ outputs/<study>/
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
-                         failure.json (it failed or was cancelled)
+                         failure.json (it failed, was cancelled or stopped early)
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import yaml
 
 from launcher.board import Placement
 from launcher.expand import StudyJob
+from launcher.study import EarlyStopping
 from training.disk import alone_in, append_line, wait_for_room
 from training.errors import UserError
 from training.parse import read_yaml
@@ -82,6 +83,13 @@ class StudyFolder:
         """Return the job's result where the folder holds one of these very settings."""
         result = read_result(self.jobs / job.name)
         return result if result is not None and result.fingerprint == fingerprint(job) else None
+
+    def stopped(self, job: StudyJob, rule: EarlyStopping | None) -> RunResult | None:
+        """Return what is kept of a job of these very settings that this rule has stopped early."""
+        result = read_result(self.jobs / job.name, "failure.json")
+        if result is None or rule is None or result.fingerprint != fingerprint(job):
+            return None
+        return result if result.stopped.get("rule") == asdict(rule) else None
 
     def set_aside_changed(self, jobs: Sequence[StudyJob]) -> list[str]:
         """Move the folder of each job whose settings changed to `<name>.old-<n>`; return what to tell the user."""
@@ -138,7 +146,7 @@ class StudyFolder:
         self._keep(partial(write_plan, self.jobs / spec.name, spec, spec.num_ranks, plan))
 
     def write_result(self, result: RunResult) -> None:
-        """Write result.json for a success and failure.json for a job that failed or was cancelled."""
+        """Write result.json for a success and failure.json for any other end of a job."""
         name = "result.json" if result.status == "succeeded" else "failure.json"
         self._keep(partial(write_json, self.jobs / result.name / name, result.to_dict()))
 

@@ -14,6 +14,7 @@ from launcher.board import Request
 from launcher.cards import Node, unreserved
 from launcher.choose import Choice
 from launcher.cluster import Cluster
+from launcher.early_stopping import EarlyStops, Stop
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned
@@ -21,7 +22,16 @@ from launcher.inbox import INBOX_NAME, NAMESPACE, Inbox
 from launcher.metrics import StudyMetrics
 from launcher.others import Rivals
 from launcher.preparation import Preparation
-from launcher.running import Failure, RunningJob, failure_of, result_of, start_ranks, unsuccessful
+from launcher.running import (
+    CANCELLED,
+    Failure,
+    RunningJob,
+    Unwanted,
+    failure_of,
+    result_of,
+    start_ranks,
+    unsuccessful,
+)
 from launcher.schedule import Scheduler, room_for
 from launcher.state import OPEN, JobState
 from launcher.status import StatusFile
@@ -56,10 +66,13 @@ class JobRunner:
         run_job: RunJob | None,
         max_failures: int,
         status: StatusFile,
+        early_stops: EarlyStops,
     ) -> None:
         self.cluster, self.folder, self.states, self.view = cluster, folder, states, view
         folder.say = view.say
-        self.status = status
+        self.status, self.early_stops = status, early_stops
+        self.stops: list[Stop] = []
+        """Jobs that early stopping wants ended."""
         self.metrics, self.scratch = metrics, scratch
         self.run_job, self.max_failures = run_job, max_failures
         self.ray = cluster.ray
@@ -88,7 +101,10 @@ class JobRunner:
             for job, planned in self.preparation.ready():
                 self._admit(job, planned)
             for name in self.status.take_cancelled():
-                self._cancel(name)
+                self._give_up(name, CANCELLED)
+            while self.stops:
+                stop = self.stops.pop()
+                self._give_up(stop.job, self.early_stops.unwanted(stop, self.states, self.running))
             if self.scheduler.give_way(self.rivals.ahead()):
                 self.next_look = 0.0  # what they no longer wait for they have
             self._look()
@@ -185,6 +201,7 @@ class JobRunner:
         for name, event in self.ray.get(self.inbox.drain.remote()):
             # Jobs that share their data are prepared together; the first of them has the messages.
             self.states[name].apply(event)
+            self.stops += self.early_stops.take(name, event, self.states[name])
             if event["kind"] == "waiting":
                 self.view.say(f"{name}: {event['message']}")
             if event["kind"] == "step" and name in self.running:
@@ -266,8 +283,8 @@ class JobRunner:
         self._take_events()
         plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
         failure = failure_of(running)
-        if running.cancelled:
-            self._end_cancelled(running.job)
+        if running.unwanted:
+            self._end_unwanted(running.job, running.unwanted)
         elif plans:
             # Out of memory: on from the newest checkpoint, with a plan that needs less.
             plan = Plan(**plans[0])
@@ -295,17 +312,18 @@ class JobRunner:
         """Keep that a job failed."""
         self._end(unsuccessful(job, "failed", message, log_tail, self.restarts[job.name]))
 
-    def _cancel(self, name: str) -> None:
+    def _give_up(self, name: str, why: Unwanted) -> None:
         """End a job that waits or runs; one that has ended stays as it is."""
         if name not in self.states or self.states[name].status not in OPEN:
             return
         if name in self.running:
-            self.running[name].cancelled, self.states[name].phase = True, "cancelling"
+            self.running[name].unwanted = why
+            self.states[name].phase = "cancelling" if why is CANCELLED else "stopping"
             self._release(self.running[name])
             return
         going_on = [running for running in self.collecting.values() if running.job.name == name]
         if going_on:  # it has ended, and tries again unless it ended well
-            going_on[0].cancelled = failure_of(going_on[0]) is not None
+            going_on[0].unwanted = why if failure_of(going_on[0]) is not None else None
             return
         if name in self.waiting:
             job = self.waiting.pop(name)
@@ -316,11 +334,11 @@ class JobRunner:
             self._free(reserving[0])
         else:
             job = self.preparation.drop(name)
-        self._end_cancelled(job)
+        self._end_unwanted(job, why)
 
-    def _end_cancelled(self, job: StudyJob) -> None:
-        """Keep that the user wanted no more of a job."""
-        self._end(unsuccessful(job, "cancelled", "cancelled by the user", "", self.restarts[job.name]))
+    def _end_unwanted(self, job: StudyJob, why: Unwanted) -> None:
+        """Keep why nobody wanted more of a job."""
+        self._end(unsuccessful(job, why.status, why.message, "", self.restarts[job.name], why.stopped))
 
     def _end(self, result: RunResult) -> None:
         """Keep a job's result or failure."""

@@ -78,7 +78,8 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
     with Console(stderr=True).status("planning ...") as status:
         for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
             fits = fitting_sizes(planned, cards) if isinstance(planned, Choice) else ()
-            state = "finished" if folder.finished(job) else "to run"
+            ended = folder.finished(job) or folder.stopped(job, study.early_stopping)
+            state = "finished" if ended else "to run"
             items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits))
             status.update(f"planning: {len(items)} of {len(jobs)} jobs")
     items.sort(key=lambda item: [job.name for job in jobs].index(item.job.name))

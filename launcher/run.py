@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launcher.cluster import Cluster
+from launcher.early_stopping import EarlyStops, check_early_stopping
 from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
@@ -28,7 +29,9 @@ OUTPUTS = Path("outputs")
 def read_jobs(study_file: Path) -> tuple[Study, list[StudyJob]]:
     """Return the study and all its jobs, checked. Raises UserError with all that is wrong."""
     study = load_study(study_file)
-    return study, expand(study, OUTPUTS)
+    jobs = expand(study, OUTPUTS)
+    check_early_stopping(study, jobs)
+    return study, jobs
 
 
 def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob | None = None) -> int:
@@ -46,7 +49,7 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
         states = {job.name: JobState(name=job.name) for job in jobs}
         waiting = []
         for job in jobs:
-            if result := folder.finished(job):
+            if result := folder.finished(job) or folder.stopped(job, study.early_stopping):
                 states[job.name].end(result, earlier=True)
             else:
                 waiting.append(job)
@@ -99,6 +102,7 @@ def _run_on_ray(
 ) -> None:
     """Start or join Ray, run the waiting jobs, leave no process behind."""
     previous = signal.getsignal(signal.SIGTERM)
+    early_stops = EarlyStops(study.early_stopping, jobs, folder)  # before what stopped a job is forgotten
     cluster = Cluster(address, study.cards_gib, f"Shoal study {study.name}")
     try:
         for job in waiting:
@@ -112,12 +116,19 @@ def _run_on_ray(
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
             metrics = StudyMetrics(study.name, states)
-            runner = JobRunner(cluster, folder, states, view, metrics, scratch, run_job, study.max_failures, status)
+            runner = JobRunner(
+                cluster, folder, states, view, metrics, scratch, run_job, study.max_failures, status, early_stops
+            )
             try:
                 runner.run(waiting, jobs)
             except BaseException:
                 runner.stop()
                 raise
+            if study.early_stopping and len(waiting) == len(jobs) and not early_stops.halving.num_comparisons:
+                view.say(
+                    "early_stopping compared nothing: no two settings came to an evaluation after grace_epochs and "
+                    "before their end. Lower early_stopping.grace_epochs or training.eval_steps."
+                )
     finally:
         cluster.stop()
         signal.signal(signal.SIGTERM, previous)

@@ -17,6 +17,19 @@ from training.result import RunResult
 from training.spec import JobSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unwanted:
+    """Why a job is ended before its time."""
+
+    status: Literal["cancelled", "stopped early"]
+    message: str
+    stopped: dict[str, Any] = field(default_factory=dict)
+    """RunResult.stopped."""
+
+
+CANCELLED = Unwanted(status="cancelled", message="cancelled by the user")
+
+
 @dataclass(kw_only=True, eq=False)
 class RunningJob:
     """A job on its cards, or waiting for Ray to reserve them."""
@@ -37,8 +50,8 @@ class RunningJob:
     """Of each rank's outcome, in rank order."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """Rank -> how it ended, for those that have."""
-    cancelled: bool = False
-    """Whether the user wants no more of it."""
+    unwanted: Unwanted | None = None
+    """Why nobody wants more of it, where that is so."""
 
     def open_refs(self) -> list[Any]:
         """Return the references of the ranks that have not ended."""
@@ -121,7 +134,12 @@ def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> Run
 
 
 def unsuccessful(
-    job: StudyJob, status: Literal["failed", "cancelled"], message: str, log_tail: str, restarts: list[str]
+    job: StudyJob,
+    status: Literal["failed", "cancelled", "stopped early"],
+    message: str,
+    log_tail: str,
+    restarts: list[str],
+    stopped: dict[str, Any] | None = None,
 ) -> RunResult:
     """Return what is kept of a job that has no result."""
     return RunResult(
@@ -131,5 +149,6 @@ def unsuccessful(
         fingerprint=fingerprint(job),
         num_ranks=job.written.num_ranks,
         restarts=restarts,
+        stopped=stopped or {},
         error={"message": redact(message), "log_tail": redact(log_tail)},
     )

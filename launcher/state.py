@@ -9,7 +9,15 @@ from training.recorder import Event
 from training.result import RunResult
 
 Status = Literal[
-    "running", "preparing", "failed", "interrupted", "succeeded", "waiting", "cancelled", "finished earlier"
+    "running",
+    "preparing",
+    "failed",
+    "interrupted",
+    "succeeded",
+    "stopped early",
+    "waiting",
+    "cancelled",
+    "finished earlier",
 ]
 """Those of which most is to be told first."""
 OPEN = ("waiting", "preparing", "running")
@@ -70,13 +78,15 @@ class JobState:
 
     def end(self, result: RunResult, *, earlier: bool = False) -> None:
         """Take in the job's result."""
-        self.status = "finished earlier" if earlier else result.status
+        self.status = "finished earlier" if earlier and result.status == "succeeded" else result.status
         self.phase, self.eta_seconds = "", None
         self.message = result.error.get("message", "")
         if result.validation:
             self.accuracy = result.validation["accuracy"]
         if result.peak_memory:
             self.peak_memory_bytes = result.peak_memory["gpu_bytes"] or result.peak_memory["host_bytes"]
+        if result.stopped:
+            self.step, self.num_steps = result.stopped["step"], result.stopped["num_steps"]
         if result.train:
             self.loss = result.train.get("final_loss")
             self.samples_per_second = result.train.get("samples_per_second")

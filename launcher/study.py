@@ -3,6 +3,7 @@
 name: agnews                     # default: the file's name
 cards_gib: [8, 8]                # virtual cards, for a machine without GPUs
 priority: 0                      # on a cluster with other studies: the larger goes first
+early_stopping: {grace_epochs: 1, reduction_factor: 3}   # hopeless settings are not trained to their end
 max_failures: 3                  # how often a job may die and go on from its newest checkpoint
 model: {...}                     # any job setting, see training/spec.py
 seed: [0, 1, 2]                  # a list runs every setting once a seed
@@ -22,7 +23,7 @@ from typing import Any
 
 from training.errors import UserError, nearest
 from training.parse import all_dotted_keys, build, read_yaml
-from training.spec import STRICT, JobSpec, require, require_folder_name
+from training.spec import STRICT, JobSpec, Metric, require, require_folder_name
 
 MAX_GIB = 4096
 """Of a virtual card; no card is larger, and Ray refuses what is far larger."""
@@ -49,6 +50,32 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopping:
+    """When settings that fall behind the others on validation are not trained to their end (launcher.halving).
+
+    By asynchronous successive halving (Li et al. 2020, arXiv:1810.05934) in the form of Ray Tune's ASHAScheduler.
+    Settings of other data, or of another num_train_epochs or max_steps, are not compared, nor are seeds of a setting.
+    """
+
+    __pydantic_config__ = STRICT
+
+    grace_epochs: float = 1.0
+    """Passes over train that every setting gets. Compared are the first evaluations after these, after
+    `reduction_factor` times as many, and so on; training.eval_steps evaluates more often than once an epoch."""
+    reduction_factor: int = 3
+    """About one of so many goes on."""
+    metric: Metric | None = None
+    """Of validation. Default: training.metric_for_best_model."""
+
+    def __post_init__(self) -> None:
+        require(self.grace_epochs > 0, f"early_stopping.grace_epochs is {self.grace_epochs}. It must be above 0.")
+        require(
+            self.reduction_factor >= 2,
+            f"early_stopping.reduction_factor is {self.reduction_factor}. It must be at least 2.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study file as written, its shape checked; the values of its jobs are checked by `launcher.expand`."""
 
@@ -62,6 +89,8 @@ class Study:
     """Virtual cards of these sizes in GiB, for a machine without GPUs: a rank on one trains on the CPU."""
     max_failures: int = 3
     """How often a job may lose a rank (killed, its PC gone) or crash, and go on from its newest checkpoint."""
+    early_stopping: EarlyStopping | None = None
+    """Settings that fall behind on validation are not trained to their end; by default all are."""
     priority: int = 0
     """Free cards go first to the studies of a cluster with the largest. What runs is left to run."""
     sweep: Sweep = field(default_factory=Sweep)

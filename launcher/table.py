@@ -27,7 +27,7 @@ STATUS_WIDTH = 13
 """That every phase has room in; longer texts are wrapped."""
 STYLES = {
     "succeeded": "green", "finished earlier": "green", "failed": "red", "running": "cyan", "preparing": "cyan",
-    "cancelled": "yellow", "interrupted": "yellow",
+    "cancelled": "yellow", "interrupted": "yellow", "stopped early": "yellow",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def describe(state: JobState) -> str:
     if state.num_steps and state.status == "running":
         parts.append(f"step {state.step}/{state.num_steps}")
     parts += [f"{title} {cell}" for title, cell in _figures(state) if cell]
-    if state.message and state.status in ("preparing", "failed"):
+    if state.message and state.status in ("preparing", "failed", "stopped early"):
         parts.append(state.message)
     return "  ".join(parts)
 

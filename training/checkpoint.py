@@ -30,7 +30,7 @@ FREE_SETTINGS = (
     "name", "output_dir", "resume_from_checkpoint", "num_ranks", "deepspeed",
     "training.per_device_train_batch_size", "training.gradient_accumulation_steps",
     "training.per_device_eval_batch_size", "training.gradient_checkpointing",
-    "training.save_steps", "training.save_total_limit", "training.early_stopping_patience",
+    "training.eval_steps", "training.save_steps", "training.save_total_limit", "training.early_stopping_patience",
     "training.report_to",
 )  # fmt: skip
 """Settings that may differ on resuming, since they do not change what is learnt (the global batch is kept)."""

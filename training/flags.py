@@ -27,7 +27,7 @@ DATA = (
 TRAINING = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
     "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm",
-    "metric_for_best_model", "early_stopping_patience", "save_steps", "save_total_limit",
+    "metric_for_best_model", "early_stopping_patience", "eval_steps", "save_steps", "save_total_limit",
     "class_weights", "focal_gamma",
 )  # fmt: skip
 TOP = ("seed", "output_dir", "resume_from_checkpoint", "deepspeed")
@@ -82,8 +82,8 @@ NEEDLESS_FLAGS = {
     "do_predict": "a job always evaluates test, once, at the end",
     "use_peft": "a job always trains an adapter",
     "pad_to_max_length": "batches are packed without padding",
-    "evaluation_strategy": "validation is evaluated after each epoch",
-    "eval_strategy": "validation is evaluated after each epoch",
+    "evaluation_strategy": "validation is evaluated after each epoch, and every --eval_steps",
+    "eval_strategy": "validation is evaluated after each epoch, and every --eval_steps",
     "save_strategy": "a checkpoint is written after each epoch, and every --save_steps",
     "load_best_model_at_end": "the best adapter is always kept",
     "logging_steps": "each step is logged",

@@ -24,7 +24,7 @@ from training.stop import Stopped
 def train(run: TrainingRun, state: TrainingState) -> None:
     """Train from `state.step` to the last step, or until early stopping."""
     patience = run.spec.training.early_stopping_patience
-    save_steps = run.spec.training.save_steps
+    eval_steps, save_steps = run.spec.training.eval_steps, run.spec.training.save_steps
     meter = StepMeter(run, state)
     energy = EnergyMeter(run.device, run.ranks)
     progress = TrainingProgress(run.num_steps, enabled=run.ranks.is_main)
@@ -47,15 +47,16 @@ def train(run: TrainingRun, state: TrainingState) -> None:
                 loss_sum = optimizer_step(run, plan, state.step, rate)
             state.step += 1
             epoch_ends = state.step % run.steps_per_epoch == 0 or state.step == run.num_steps
-            saves = epoch_ends or bool(save_steps and state.step % save_steps == 0)
+            evaluates = epoch_ends or bool(eval_steps and state.step % eval_steps == 0)
+            saves = evaluates or bool(save_steps and state.step % save_steps == 0)
             # Before a save in any case: what has diverged must not take a good checkpoint's place.
             meter.add(loss_sum, plan, rate, progress, due=saves)
-            if epoch_ends:
+            if evaluates:
                 note_evaluation(run, state, evaluate(run, state, progress))
             if meter.stop_agreed or saves:
                 state.energy_joules += energy.taken()
                 save(run, state, writer)
-            if meter.stop_agreed or (epoch_ends and any_rank_stops(run)):
+            if meter.stop_agreed or (evaluates and any_rank_stops(run)):
                 writer.wait()
                 any_rank_stops(run)  # the others wait for the first rank's write: a rank that ends has all ended
                 raise Stopped(f"after step {state.step} of {run.num_steps}, which is saved")

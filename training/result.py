@@ -19,7 +19,7 @@ class RunResult:
     """The job object of `result.json` and of the study's `report.json`."""
 
     name: str
-    status: Literal["succeeded", "failed", "cancelled"]
+    status: Literal["succeeded", "failed", "cancelled", "stopped early"]
     settings: dict[str, Any]
     """The resolved JobSpec."""
     fingerprint: str
@@ -54,7 +54,10 @@ class RunResult:
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     error: dict[str, str] = field(default_factory=dict)
-    """For a job that failed or was cancelled: "message" and "log_tail"."""
+    """For a job that did not succeed: "message" and "log_tail"."""
+    stopped: dict[str, Any] = field(default_factory=dict)
+    """For a job that was stopped early by the study: "verdict" (launcher.halving.Verdict), "step", "num_steps",
+    "steps_saved", "card_hours_saved" (an estimate; None where no speed is known), and "rule" (of the study file)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""

@@ -211,9 +211,11 @@ class TrainingSpec:
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third slower."""
     metric_for_best_model: Metric = "macro_f1"
-    """Validation metric that chooses the epoch whose adapter is kept."""
+    """Validation metric that chooses the evaluation whose adapter is kept."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations without a better one."""
+    eval_steps: int | None = None
+    """Evaluate on validation, and write a checkpoint, every so many optimizer steps, besides each epoch's end."""
     save_steps: int | None = None
     """Write a checkpoint every so many optimizer steps, besides the one at each epoch's end."""
     save_total_limit: int = 2
@@ -233,7 +235,7 @@ class TrainingSpec:
             self.num_train_epochs > 0 or self.max_steps > 0,
             f"training.num_train_epochs is {self.num_train_epochs}. It must be above 0.",
         )
-        for name in ("early_stopping_patience", "save_steps"):
+        for name in ("early_stopping_patience", "eval_steps", "save_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"training.{name} is {value}. It must be at least 1.")
         weights = self.class_weights

@@ -26,12 +26,16 @@ def _answer_of(group: dict[str, Any], report: dict[str, Any]) -> str:
     seeds = f"{group['num_seeds']} seeds" if group["num_seeds"] > 1 else "one seed"
     rivals = [item for item in report["groups"] if _evaluated(item) == _evaluated(group)]
     among = f" among {len(rivals)} settings" if len(rivals) > 1 else ""
+    lacking = group.get("num_stopped", 0)
+    title = "No setting has all its seeds; the best of the rest" if lacking else "Best setting"
     text = (
-        f"**Best setting: {group['name']}** (chosen{among} by validation {METRIC_NAMES[metric]}, "
+        f"**{title}: {group['name']}** (chosen{among} by validation {METRIC_NAMES[metric]}, "
         f"{group[f'validation_{metric}_mean']:.4f}): {group['split']} {accuracy_name(group)} "
         f"{100 * group['accuracy_mean']:.1f}{spread} % over {seeds}"
     )
-    sentences = [*_verdict(group, report), *_runner_up(group, rivals, report)]
+    all_seeds = group["num_seeds"] + lacking
+    said = [f"{lacking} of its {all_seeds} seeds were stopped early, so this mean is too good."] if lacking else []
+    sentences = [*said, *_verdict(group, report), *_runner_up(group, rivals, report)]
     if group["split"] == "test":
         sentences.append("The test split chose nothing.")
     else:
@@ -114,9 +118,10 @@ def p_value(value: float) -> str:
 def how_many_ran(report: dict[str, Any]) -> str:
     """Return how many jobs the report rests on."""
     counts = Counter(job["status"] for job in report["jobs"])
-    cancelled = len(report["jobs"]) - counts["succeeded"] - counts["failed"]
+    stopped, cancelled = counts["stopped early"], counts["cancelled"]
     return (
         f"{counts['succeeded']} of {report['num_jobs']} jobs succeeded, {counts['failed']} failed, "
+        + (f"{stopped} stopped early, " if stopped else "")
         + (f"{cancelled} cancelled, " if cancelled else "")
         + f"{report['num_jobs'] - len(report['jobs'])} not run."
     )

@@ -13,6 +13,7 @@ from launcher.report.comparison import Comparison, Side, compare_all
 from launcher.report.groups import Group, build_groups, by_validation, evaluated_data, varying_settings
 from launcher.report.multi_label import multi_label_scores, multi_label_sums_of
 from launcher.report.scores import scores, sums_of
+from launcher.report.stopped import saved
 from training.errors import UserError
 from training.predictions import Predictions
 from training.result import RunResult
@@ -61,9 +62,10 @@ def build_report(
     """Return the report.
 
     {"study", "num_jobs", "metric", "selection": {"metric", "split", "num_tried" (settings), "num_jobs"},
-    "best" (for each evaluated data, the index of the group that validation chooses), "groups" (`build_groups`),
-    "comparisons" (`compare_all`, each with "data", "split" and "sha256" of its rows), "baselines" (of baselines.json,
-    each with "scores"), "jobs": [RunResult.to_dict() with "scores" (split -> `scores.scores`) and "cost" (`_cost`)]}.
+    "early_stopping" (`stopped.saved`), "best" (for each evaluated data, the index of the group that validation
+    chooses), "groups" (`build_groups`), "comparisons" (`compare_all`, each with "data", "split" and "sha256" of its
+    rows), "baselines" (of baselines.json, each with "scores"), "jobs": [RunResult.to_dict() with "scores" (split ->
+    `scores.scores`) and "cost" (`_cost`)]}.
     """
     stored = stored or Stored()
     groups = build_groups(study, results, stored.predictions)
@@ -78,6 +80,7 @@ def build_report(
         "num_jobs": num_jobs,
         "metric": metric,
         "selection": {"metric": metric, "split": "validation", "num_tried": len(tried), "num_jobs": len(results)},
+        "early_stopping": saved(results),
         "best": [indices[0] for indices in ranking],
         "groups": groups,
         "comparisons": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +27,8 @@ NOT_SETTINGS = ("name", "seed", "output_dir", "resume_from_checkpoint")
 def build_groups(study: str, results: Sequence[RunResult], stored: Stored) -> list[Group]:
     """Return the groups of the jobs that succeeded.
 
-    {"name", "settings" (what varies), "jobs", "num_seeds", "split" (test, or validation where there is no test),
+    {"name", "settings" (what varies), "jobs", "num_seeds", "num_stopped" (seeds stopped early: the means lack them),
+    "split" (test, or validation where there is no test),
     "accuracy_mean", "accuracy_std", "macro_f1_mean", ..., "interval": {"accuracy", "macro_f1"} (95 %, [low, high]),
     "interval_method", "validation_accuracy_mean", ..., "validation_interval", "data", "sha256", "problem_type"}. Where
     texts have several labels, accuracy is of all labels of a text, and macro F1 has no interval of one seed. Standard
@@ -35,10 +36,16 @@ def build_groups(study: str, results: Sequence[RunResult], stored: Stored) -> li
     """
     varying = varying_settings({result.name: result.settings for result in results})
     members: dict[str, list[RunResult]] = defaultdict(list)
+    num_stopped: Counter[str] = Counter()
     for result in results:
+        settings = json.dumps(varying[result.name])
         if result.status == "succeeded":
-            members[json.dumps(varying[result.name])].append(result)
-    return [_group(study, json.loads(settings), jobs, stored) for settings, jobs in members.items()]
+            members[settings].append(result)
+        num_stopped[settings] += result.status == "stopped early"
+    return [
+        {**_group(study, json.loads(settings), jobs, stored), "num_stopped": num_stopped[settings]}
+        for settings, jobs in members.items()
+    ]
 
 
 def varying_settings(jobs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -118,15 +125,22 @@ def evaluated_data(group: Group) -> tuple[str, str]:
 
 
 def by_validation(groups: Sequence[Group], metric: str) -> list[list[int]]:
-    """Return, for each evaluated data, the indices of its groups, best mean on validation first.
+    """Return, for each evaluated data, the indices of its groups, best first.
 
     The test split chooses nothing.
     """
-    sign = 1 if metric == "loss" else -1
     rivals: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         rivals[evaluated_data(group)].append(index)
-    return [
-        sorted(indices, key=lambda index: sign * groups[index][f"validation_{metric}_mean"])
-        for indices in rivals.values()
-    ]
+    return [sorted(indices, key=lambda index: place(groups[index], metric)) for indices in rivals.values()]
+
+
+def place(group: Group, metric: str) -> tuple[bool, float]:
+    """Return what orders groups, the best first: by validation, and last those whose means lack seeds."""
+    sign = 1 if metric == "loss" else -1
+    return group.get("num_stopped", 0) > 0, sign * group[f"validation_{metric}_mean"]
+
+
+def seeds(group: Group) -> str:
+    """Return over how many seeds a group's means are, and how many they lack."""
+    return str(group["num_seeds"]) + (f" ({group['num_stopped']} stopped)" if group.get("num_stopped") else "")

@@ -8,6 +8,8 @@ from typing import Any
 
 from launcher.check_text import markdown_section
 from launcher.report.answer import accuracy_name, answer, code_that_was_run, how_many_ran, p_value
+from launcher.report.groups import place, seeds
+from launcher.report.stopped import HEADER, stopped_rows, what_was_saved
 
 MOST_COMPARISONS = 40
 """Rows of that table; report.json has all."""
@@ -20,6 +22,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     failed = [job for job in jobs if job["status"] == "failed"]
     sections = [f"# Study {report['study']}", answer(report)]
     sections.append(how_many_ran(report))
+    if saved := what_was_saved(report):
+        sections.append(saved)
     if trusted := code_that_was_run(report):
         sections.append(f"**{trusted}**")
     if report["groups"]:
@@ -40,6 +44,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     restarted = [job for job in jobs if job.get("restarts")]
     if restarted:
         sections += ["## Went on after a failure", _restarts(restarted)]
+    if stopped := stopped_rows(report):
+        sections += ["## Stopped early", _table(HEADER, stopped)]
     if failed:
         sections += ["## Failures", *(_failure(job) for job in failed)]
     if succeeded:
@@ -71,11 +77,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _groups(report: dict[str, Any]) -> str:
     """Return the table of settings, the best first."""
-    sign = 1 if report["metric"] == "loss" else -1
     rows = [
         [
             group["name"],
-            group["num_seeds"],
+            seeds(group),
             _percent(group["validation_accuracy_mean"], group["validation_accuracy_std"]),
             _percent(group["validation_macro_f1_mean"], group["validation_macro_f1_std"]),
             group["split"],
@@ -86,7 +91,7 @@ def _groups(report: dict[str, Any]) -> str:
             _percent(group["untrained_validation_accuracy_mean"]),
             describe(group["settings"]),
         ]
-        for group in sorted(report["groups"], key=lambda item: sign * item[f"validation_{report['metric']}_mean"])
+        for group in sorted(report["groups"], key=lambda group: place(group, report["metric"]))
     ]
     header = (
         "setting", "seeds", "validation accuracy %", "validation macro F1 %", "evaluated on", "accuracy %", "95 %",

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.report.charts import NUM_STYLES
 from launcher.report.examples import Example, read_examples
+from launcher.report.groups import place
 from launcher.report.study_files import Curve, Stay, read_curve
 
 MAX_CURVES = 40
@@ -72,13 +73,11 @@ class PageMaterial:
 
 def rivals(report: dict[str, Any]) -> list[list[Group]]:
     """Return the groups of each evaluated data, by validation, the best first; the data in the order of `best`."""
-    metric = report["metric"]
-    sign = 1 if metric == "loss" else -1
     by_data: dict[str, list[Group]] = defaultdict(list)
     for group in report["groups"]:
         by_data[evaluated(group)].append(group)
     firsts = [evaluated(report["groups"][index]) for index in report["best"]]
-    return [sorted(by_data[key], key=lambda group: sign * group[f"validation_{metric}_mean"]) for key in firsts]
+    return [sorted(by_data[key], key=lambda group: place(group, report["metric"])) for key in firsts]
 
 
 def evaluated(group: Group) -> str:

@@ -10,8 +10,10 @@ from markupsafe import Markup
 from launcher.report.answer import METRIC_NAMES, accuracy_name, answer, code_that_was_run, how_many_ran
 from launcher.report.charts import Whisker, dot_chart
 from launcher.report.elements import Column, Content, figure, folded, join, paragraphs, table, tag
+from launcher.report.groups import seeds
 from launcher.report.markdown_page import describe
 from launcher.report.material import Group, PageMaterial, evaluated, rivals
+from launcher.report.stopped import what_was_saved
 
 MAX_CHART_ROWS = 12
 """Settings in a chart; the table has all."""
@@ -48,6 +50,7 @@ def head_section(material: PageMaterial) -> Markup:
         tag("h1", f"Study {report['study']}"),
         tag("div", paragraphs(answer(report)), class_="answer"),
         tag("p", counts),
+        tag("p", saved) if (saved := what_was_saved(report)) else None,
         tag("p", tag("strong", trusted)) if (trusted := code_that_was_run(report)) else None,
     )
 
@@ -100,8 +103,8 @@ def _leaders(groups: list[Group], baselines: list[dict[str, Any]]) -> list[Conte
     varying = _varying(groups)
     rows: list[list[Content]] = [
         [
-            tag("strong", group["name"]) if index == 0 else group["name"],
-            group["num_seeds"],
+            tag("strong", group["name"]) if index == 0 and not group.get("num_stopped") else group["name"],
+            seeds(group),
             points(group["accuracy_mean"], group["accuracy_std"]),
             between(group.get("interval", {}).get("accuracy")),
             points(group["macro_f1_mean"], group["macro_f1_std"]),

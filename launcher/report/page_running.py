@@ -15,6 +15,7 @@ from launcher.report.markdown_page import plain
 from launcher.report.material import Job, PageMaterial, rivals
 from launcher.report.page_results import LONG_TABLE, MAX_CHART_ROWS, points
 from launcher.report.scale import duration
+from launcher.report.stopped import HEADER, stopped_rows, what_was_saved
 from launcher.report.study_files import clock_of, tracks
 from training.spec import MULTI_LABEL
 
@@ -114,13 +115,14 @@ def gantt_section(material: PageMaterial) -> Markup | None:
         return None
     clock, cards = clock_of(stays), tracks(stays)
     styles = material.styles()
-    failed = {job["name"] for job in material.jobs("failed")}
+    failed, stopped = ({job["name"] for job in material.jobs(kind)} for kind in ("failed", "stopped early"))
     lanes, stretches, first = [], [], 0
     for card, card_tracks in cards.items():
         lanes.append((f"card {card}", len(card_tracks)))
         for number, track in enumerate(card_tracks):
             for stay in track:
-                said = " (failed)" if stay.job in failed else " (no end recorded)" if stay.open else ""
+                said = " (failed)" if stay.job in failed else " (stopped early)" if stay.job in stopped else ""
+                said = said or (" (no end recorded)" if stay.open else "")
                 kind = "failed" if stay.job in failed else "open" if stay.open else ""
                 stretches.append(Stretch(
                     lane=first + number, start=clock.place(stay.start), end=clock.place(stay.end),
@@ -192,6 +194,18 @@ def _costs(job: Job) -> dict[str, str]:
         else:
             shown[name.replace("_", " ")] = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
     return shown
+
+
+def stopped_section(material: PageMaterial) -> Markup | None:
+    """Return which jobs early stopping has ended, why, and what that saved."""
+    rows: list[list[Content]] = [[*row] for row in stopped_rows(material.report)]
+    if not rows:
+        return None
+    columns = [title if title in ("job", "why") else Column(title=title, numeric=True) for title in HEADER]
+    listed = table("Jobs that were stopped early", columns, rows)
+    if len(rows) > LONG_TABLE:
+        listed = folded(f"All {len(rows)} jobs", listed)
+    return join((tag("h2", "Stopped early"), tag("p", what_was_saved(material.report)), listed))
 
 
 def trouble_sections(material: PageMaterial) -> list[Markup]:

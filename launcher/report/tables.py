@@ -10,6 +10,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+STOPPED = ("step", "num_steps", "steps_saved", "card_hours_saved")
+"""Of RunResult.stopped, in jobs.csv."""
+
 
 def csv_tables(report: dict[str, Any]) -> dict[str, str]:
     """Return file name -> content: leaderboard, jobs, per_class, confusion and comparisons.
@@ -48,7 +51,8 @@ def _leaderboard(report: dict[str, Any]) -> Iterator[Row]:
         intervals = group.get("interval", {})
         yield {
             "name": group["name"], "kind": "setting", "data": group["data"], "split": group["split"],
-            "chosen": index in report["best"], "num_seeds": group["num_seeds"], **means,
+            "chosen": index in report["best"], "num_seeds": group["num_seeds"],
+            "num_stopped": group.get("num_stopped", 0), **means,
             **_ends("accuracy", intervals.get("accuracy")), **_ends("macro_f1", intervals.get("macro_f1")),
             "settings": json.dumps(group["settings"], ensure_ascii=False),
         }  # fmt: skip
@@ -71,6 +75,7 @@ def _job(job: Row) -> Row:
     row |= {f"peak_{name}": value for name, value in job["peak_memory"].items()}
     row |= {f"forecast_{place}_bytes": sum(causes.values()) for place, causes in job["forecast"].items()}
     row |= {f"cost_{name}": value for name, value in job.get("cost", {}).items() if not isinstance(value, (dict, list))}
+    row |= {f"stopped_{name}": job["stopped"][name] for name in STOPPED if job.get("stopped")}
     return row | {"error": job["error"].get("message", "")}
 
 

@@ -16,8 +16,8 @@ from training.spec import JobSpec
 
 (
     RAISES, SECOND_RANK_IS_KILLED, WAITS, OUT_OF_MEMORY, TAKES_ITS_TIME, KILLED_ONCE, WAITS_FOR_COMPANY,
-    RETRIES_AND_WAITS, WAITS_FOR_A_SIGN,
-) = range(101, 110)  # fmt: skip
+    RETRIES_AND_WAITS, WAITS_FOR_A_SIGN, REACHES_ITS_LEARNING_RATE,
+) = range(101, 111)  # fmt: skip
 ADAPTER_BYTES = bytes(range(256)) * 40_000
 """10 MB: more than one chunk."""
 
@@ -35,6 +35,8 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
         time.sleep(4)
     while spec.lora.r == WAITS_FOR_A_SIGN and not (Path(spec.output_dir) / "sign").exists():
         time.sleep(0.1)
+    if spec.lora.r == REACHES_ITS_LEARNING_RATE:
+        return _evaluated(spec, recorder, workdir)
     plan = read_plan(workdir, spec, ranks.world_size)
     if spec.lora.r in (OUT_OF_MEMORY, RETRIES_AND_WAITS) and not plan.retries:
         if ranks.is_main:
@@ -69,6 +71,41 @@ def run_job(spec: JobSpec, ranks: Ranks, recorder: Recorder, workdir: Path) -> R
     return RunResult(
         name=spec.name, status="succeeded", settings=spec.to_dict(), fingerprint=spec.fingerprint(),
         num_ranks=ranks.world_size, validation=metrics, test=metrics, retries=plan.retries,
+    )  # fmt: skip
+
+
+def _evaluated(spec: JobSpec, recorder: Recorder, workdir: Path) -> RunResult:
+    """Train four epochs of a step whose validation accuracy is always the learning rate.
+
+    A rate below one half is hopeless: it waits until a better job was evaluated, and after its own first evaluation
+    for its end, or for the file `patience` in the jobs' folder.
+    """
+    reached = spec.training.learning_rate
+    metrics = {"accuracy": reached, "macro_f1": reached, "loss": 1 - reached, "num_samples": 10.0}
+    jobs = Path(spec.output_dir).parent
+    while reached < 0.5 and not (jobs / "somebody-is-good").exists():
+        time.sleep(0.1)
+    resumed = (workdir / "checkpoints/step-000001").exists()
+    if resumed:
+        recorder.event("log", message="resuming after step 1")
+    for step in range(2 if resumed else 1, 5):
+        recorder.event(
+            "step", step=step, num_steps=4, epoch=float(step), loss=1.0, learning_rate=reached, samples_per_second=10.0,
+            tokens_per_second=400.0, step_seconds=90.0, eta_seconds=90.0 * (4 - step), peak_memory_bytes=1 << 30,
+        )  # fmt: skip
+        recorder.event("evaluation", split="validation", step=step, epoch=float(step), **metrics)
+        folder = workdir / f"checkpoints/step-{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        recorder.save(f"checkpoints/{folder.name}", folder)  # returns when the events before have arrived, too
+        recorder.event("checkpoint", step=step)
+        if reached >= 0.5:
+            (jobs / "somebody-is-good").touch()
+        while reached < 0.5 and not (jobs / "patience").exists():
+            time.sleep(0.1)
+    return RunResult(
+        name=spec.name, status="succeeded", settings=spec.to_dict(), fingerprint=spec.fingerprint(),
+        validation=metrics, test=metrics, train={"steps": 4},
     )  # fmt: skip
 
 

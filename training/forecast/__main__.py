@@ -90,6 +90,7 @@ def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, S
     an_epoch = steps_per_epoch(len(lengths["train"]), global_batch_size)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * an_epoch)
     evaluations = 1 + math.ceil(steps / an_epoch)  # the first is of the untrained model
+    evaluations += steps // training.eval_steps if training.eval_steps else 0
     return Work(
         parameters=parameters,
         layers=layers,
