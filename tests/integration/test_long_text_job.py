@@ -25,7 +25,7 @@ CHUNKS = ["--long_text", "chunk", "--max_seq_length", "9", "--chunk_overlap", "2
 def train(folder: Path, corpus: Path, model: Path, *flags: str, num_ranks: int) -> Path:
     run = run_job(
         "--model_name_or_path", str(model), "--train_file", str(corpus / "train.jsonl"),
-        "--test_file", str(corpus / "test.jsonl"), "--output_dir", str(folder), "--num_train_epochs", "1",
+        "--test_file", str(corpus / "test.jsonl"), "--output_dir", str(folder), "--max_steps", "4",
         "--per_device_train_batch_size", str(8 // num_ranks), "--learning_rate", "5e-3", "--bf16", "false",
         "--report_to", "none", *flags, num_ranks=num_ranks,
     )  # fmt: skip
@@ -73,6 +73,6 @@ def test_one_rank_and_other_micro_batches_learn_the_same(
         tmp_path / "job", corpus, tiny_model, *CHUNKS, "--per_device_train_batch_size", "1",
         "--gradient_accumulation_steps", "8", num_ranks=1,
     )  # fmt: skip
-    assert len(losses(alone)) == len(losses(two_ranks)) > 8
+    assert len(losses(alone)) == len(losses(two_ranks)) == 4
     np.testing.assert_allclose(losses(alone), losses(two_ranks), atol=1e-4)
     np.testing.assert_allclose(logits_of(alone), logits_of(two_ranks), atol=1e-3)
