@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of imdb and newsgroups20")
     parser.add_argument("--model", type=Path, default=Path("../shared/models/llama-12m"), help="base model folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of adapter, head and order (default: 0)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--fresh", action="store_true", help="run again what is already in the results")
     arguments = parser.parse_args()
     for path in (*(arguments.data / name for name in DATA_SETS), arguments.model / "config.json"):
@@ -192,19 +193,20 @@ Test texts of more tokens than max_seq_length: {longer}.
 """
 
 
-def write_results(cells: list[Cell]) -> None:
+def write_results(cells: list[Cell], folder: Path) -> None:
     """Write long_text.json and long_text.md, each by renaming a whole file into place."""
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"date": str(date.today()), "command": "python benchmarks/long_text.py", "cells": cells}
     texts = {"long_text.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n", "long_text.md": report(cells)}
     for name, text in texts.items():
-        temporary = RESULTS / f".{name}.tmp"
+        temporary = folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(RESULTS / name)
+        temporary.replace(folder / name)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    stored = RESULTS / "long_text.json"
+    stored = arguments.output / "long_text.json"
     cells: list[Cell] = json.loads(stored.read_text(encoding="utf-8"))["cells"] if stored.exists() else []
     with tempfile.TemporaryDirectory() as temporary:
         files = {name: write_rows(arguments.data, name, Path(temporary)) for name in DATA_SETS}
@@ -222,7 +224,7 @@ def main() -> None:
                     place = (name, way, seed)
                     cells = [c for c in cells if (c["data"], c["long_text"], c["seed"]) != place] + [cell]
                     print(f"{place}: {cell['accuracy']:.1%}, {cell['process_seconds']} s", flush=True)
-                    write_results(cells)
+                    write_results(cells, arguments.output)
     print(table(cells))
 
 
