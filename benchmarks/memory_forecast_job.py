@@ -173,7 +173,7 @@ def forecast_job(job: Job, folder: Path) -> int:
     from training.spec import JobSpec
 
     spec = build(JobSpec, job.settings(folder), "job")
-    lengths = all_lengths(job)
+    lengths = {name: [(length,) for length in split] for name, split in all_lengths(job).items()}
     shape = shape_of(spec, lengths["train"], lengths["validation"], job.num_ranks)
     estimate = forecast(
         spec, {**job.config(), "num_labels": job.classes}, shape,

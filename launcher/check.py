@@ -54,8 +54,9 @@ def targets(name: str, settings: dict[str, Any]) -> list[Target]:
         return [(_title(job.written.data), job.spec.data, job.spec.model) for job in jobs.values()]
     data = dict(settings)
     model = data.pop("model_name_or_path", None)
-    if model is None and "max_seq_length" in data:
-        raise UserError("--max_seq_length counts tokens. Give --model_name_or_path too.")
+    for flag in ("max_seq_length", "long_text"):
+        if model is None and flag in data:
+            raise UserError(f"--{flag} counts tokens. Give --model_name_or_path too.")
     path = Path(name).expanduser()
     is_file = path.is_file() or (path.suffix and not path.is_dir() and name.count("/") != 1)
     spec = build(DataSpec, {**data, "train_file" if is_file else "dataset_name": name}, "shoal check")

@@ -66,11 +66,16 @@ def _classes(check: Check) -> list[str]:
     listed = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MOST_CLASSES])
     more = f" and {len(counts) - MOST_CLASSES} more" if len(counts) > MOST_CLASSES else ""
     tokens = (
-        f"  tokens of {check['tokenizer']}, cut at {check['max_seq_length']:,}"
+        f"  tokens of {check['tokenizer']}; read of a long text: {check['read']}"
         if check["tokenizer"]
         else "  no tokenizer: --model_name_or_path counts tokens and says what is cut"
     )
     return [f"  train: {listed}{more}", tokens]
+
+
+def counted_with(check: Check) -> str:
+    """Return a sentence on what tokens were counted with, and on what is cut."""
+    return f" Tokens of {check['tokenizer']}; read of a long text: {check['read']}." if check["tokenizer"] else ""
 
 
 def summary(check: Check) -> str:
@@ -94,7 +99,7 @@ def _markdown(title: str, check: Check, named: bool) -> str:
     lines += [(name, *cells(split, check)) for name, split in check["splits"].items()]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     findings = "\n".join(_item(finding) for finding in check["findings"])
-    counted = f" Tokens of {check['tokenizer']}, cut at {check['max_seq_length']:,}." if check["tokenizer"] else ""
+    counted = counted_with(check)
     return "\n\n".join(filter(None, [f"### {title}" if named else "", table, summary(check) + counted, findings]))
 
 

@@ -133,7 +133,8 @@ def _add_check(check: argparse.ArgumentParser) -> None:
     check.add_argument("--text_column_names", nargs="+", help="columns of the text (default: text)")
     check.add_argument("--label_column_name", help="column of the class (default: label)")
     check.add_argument("--model_name_or_path", help="count tokens as this model does")
-    check.add_argument("--max_seq_length", type=int, help="tokens kept of each text (default: 512)")
+    check.add_argument("--max_seq_length", type=int, help="tokens read of each text at once (default: 512)")
+    check.add_argument("--long_text", help="what is read of a longer one: head (default), tail, head+tail or chunk")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(command=_check)
 

@@ -71,5 +71,6 @@ def _ways(job: StudyJob) -> str:
         "model.quantization: nf4": written.model.quantization != "nf4",
         f"deepspeed: {offload}": "deepspeed" in fixed and written.deepspeed != offload,
         "a smaller data.max_seq_length": True,
+        "a smaller data.max_chunks": written.data.long_text == "chunk" and written.data.max_chunks > 1,
     }  # fmt: skip
     return f"What saves memory: {'; '.join(way for way, is_new in ways.items() if is_new)}."

@@ -58,7 +58,8 @@ def fingerprint(job: StudyJob) -> str:
 def data_key(job: StudyJob) -> str:
     """Return a short hash of the data a job reads, without how it is tokenized."""
     settings = asdict(job.written.data)
-    del settings["max_seq_length"]
+    for name in ("max_seq_length", "long_text", "chunk_overlap", "max_chunks"):
+        del settings[name]
     content = json.dumps([settings, job.data_content], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 

@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.disk import flush
 from training.errors import VerificationError
+from training.packing import pool_chunks
 from training.tokens import TokenizedSplit
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -79,15 +80,16 @@ def padded_logits(
     model: Any, split: TokenizedSplit, num_texts: int, device: torch.device, batch_size: int
 ) -> npt.NDArray[np.float32]:
     """Return logits [num_texts, num_labels] of the first texts from transformers' own forward pass and pooling."""
-    rows = [torch.from_numpy(split.pack([index])) for index in range(num_texts)]
+    texts = split.lengths[:num_texts]
+    rows = torch.split(torch.from_numpy(split.pack(range(num_texts))), [length for text in texts for length in text])
     logits = []
-    for start in range(0, num_texts, batch_size):
-        batch = rows[start : start + batch_size]
+    for start in range(0, len(rows), batch_size):
+        batch = list(rows[start : start + batch_size])
         input_ids = pad_sequence(batch, batch_first=True, padding_value=model.config.pad_token_id).to(device)
         lengths = torch.tensor([len(row) for row in batch], device=device)
         attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
-        logits.append(model(input_ids=input_ids, attention_mask=attention_mask).logits.float().cpu().numpy())
-    return np.concatenate(logits)
+        logits.append(model(input_ids=input_ids, attention_mask=attention_mask).logits.float().cpu())
+    return pool_chunks(torch.cat(logits), [len(text) for text in texts]).numpy()
 
 
 def compare_logits(

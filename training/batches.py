@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Lengths = Sequence[Sequence[int]]
+"""Of each text, the tokens of each of its chunks: one, but for long texts where `data.long_text` is chunk."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
@@ -38,12 +41,9 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     return math.ceil(num_samples / global_batch_size)
 
 
-def deal(indices: Sequence[int], lengths: Sequence[int], world_size: int) -> list[list[int]]:
-    """Return each rank's samples: dealt longest first, back and forth, so that all get about the same tokens.
-
-    `lengths[i]` is the number of tokens of sample i.
-    """
-    ordered = sorted(indices, key=lambda index: (-lengths[index], index))
+def deal(indices: Sequence[int], lengths: Lengths, world_size: int) -> list[list[int]]:
+    """Return each rank's samples: dealt longest first, back and forth, so that all get about the same tokens."""
+    ordered = sorted(indices, key=lambda index: (-sum(lengths[index]), index))
     hands: list[list[int]] = [[] for _ in range(world_size)]
     lap = 2 * world_size
     for place, index in enumerate(ordered):
@@ -51,24 +51,26 @@ def deal(indices: Sequence[int], lengths: Sequence[int], world_size: int) -> lis
     return hands
 
 
-def fill(indices: Sequence[int], lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+def fill(indices: Sequence[int], lengths: Lengths, token_budget: int) -> list[list[int]]:
     """Cut samples, given longest first, into micro-batches of at least one sample.
 
-    Samples x the longest of them is at most `token_budget`: attention works on that many positions.
+    Chunks x the longest of them is at most `token_budget`: attention works on that many positions. A sample's chunks
+    stay together, for its logits are pooled from them; one that is over the budget goes alone.
     """
     micro_batches: list[list[int]] = []
     room = 0
     for index in indices:
-        if room == 0:
+        chunks = lengths[index]
+        if room < len(chunks) or not micro_batches:
             micro_batches.append([])
-            room = max(1, token_budget // max(1, lengths[index]))
+            room = token_budget // max(1, *chunks)
         micro_batches[-1].append(index)
-        room -= 1
+        room -= len(chunks)
     return micro_batches
 
 
 def cut_batch(
-    indices: Sequence[int], lengths: Sequence[int], *, rank: int, world_size: int, token_budget: int
+    indices: Sequence[int], lengths: Lengths, *, rank: int, world_size: int, token_budget: int
 ) -> list[list[int]]:
     """Return this rank's micro-batches; ranks with fewer get empty ones, so that all have equally many.
 
@@ -81,7 +83,7 @@ def cut_batch(
 
 def plan_step(
     step: int,
-    lengths: Sequence[int],
+    lengths: Lengths,
     *,
     seed: int,
     global_batch_size: int,
@@ -95,5 +97,5 @@ def plan_step(
     order = epoch_order(len(lengths), seed, epoch)
     batch = order[place * global_batch_size : (place + 1) * global_batch_size].tolist()
     micro_batches = cut_batch(batch, lengths, rank=rank, world_size=world_size, token_budget=token_budget)
-    num_tokens = sum(lengths[index] for index in batch)
+    num_tokens = sum(sum(lengths[index]) for index in batch)
     return StepPlan(micro_batches=micro_batches, num_samples=len(batch), num_tokens=num_tokens)

@@ -19,15 +19,16 @@ from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
 from training.tokens import TokenizedSplit
 
 
-def to_device(split: TokenizedSplit, indices: list[int], device: torch.device) -> tuple[Tensor, list[int]]:
-    """Return the packed token ids [T] of these texts on `device`, and the length of each.
+def to_device(split: TokenizedSplit, indices: list[int], device: torch.device) -> tuple[Tensor, list[int], list[int]]:
+    """Return the packed token ids [T] of these texts on `device`, the length of each chunk, and each text's chunks.
 
     An empty micro-batch becomes the split's first text, for a rank that only takes part in a collective pass.
     """
     indices = indices or [0]
     tokens = torch.from_numpy(split.pack(indices))
-    lengths = [int(split.offsets[i + 1] - split.offsets[i]) for i in indices]
-    return tokens.to(device, non_blocking=True), lengths
+    texts = [split.lengths[index] for index in indices]
+    lengths = [length for chunks in texts for length in chunks]
+    return tokens.to(device, non_blocking=True), lengths, [len(chunks) for chunks in texts]
 
 
 @torch.no_grad()

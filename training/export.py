@@ -33,6 +33,7 @@ from transformers import AutoModelForSequenceClassification
 from training.adapter import compare_logits, padded_logits
 from training.errors import UserError
 from training.finished import WEIGHTS, FinishedRun, load_finished, open_run
+from training.long_text import what_is_read
 from training.merge import (
     CPU,
     MAX_TOKENS,
@@ -45,6 +46,7 @@ from training.merge import (
     writing_folder,
 )
 from training.rank import quiet_libraries
+from training.spec import DataSpec
 from training.tokens import TokenizedSplit
 
 BASE, ADAPTER = "base", "adapter"
@@ -127,8 +129,8 @@ def print_how_to_serve(run: FinishedRun, output: Path, rank: int, verified: dict
     print(f"serve       {shlex.join(command)}")
     print(f"ask         curl -s localhost:8000/classify -H 'content-type: application/json' -d {shlex.quote(asked)}")
     print(
-        f"note        the job read the first {run.spec.data.max_seq_length} tokens of a text; vLLM refuses longer ones "
-        "or cuts their beginning, so cut their end before you ask"
+        f"note        read of a long text in training: {what_is_read(run.spec.data)}; vLLM refuses longer ones or cuts "
+        f"their beginning, so {_what_to_ask(run.spec.data)}"
     )
     if run.spec.model.quantization != "none":
         print(
@@ -136,3 +138,10 @@ def print_how_to_serve(run: FinishedRun, output: Path, rank: int, verified: dict
             f"{str(run.dtype).removeprefix('torch.')}, so its logits differ from the job's by the quantization"
         )
     sys.stdout.flush()
+
+
+def _what_to_ask(data: DataSpec) -> str:
+    """Return what to do with a long text so that vLLM reads of it what the job read."""
+    if data.long_text == "chunk":
+        return "ask for each chunk and average the logits, or use `shoal predict` or `shoal serve`"
+    return "cut their end before you ask" if data.long_text == "head" else "cut them so before you ask"

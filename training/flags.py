@@ -22,7 +22,8 @@ TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
 MODEL = ("model_name_or_path", "model_revision")
 DATA = (
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "text_column_delimiter",
-    "label_column_name", "label_delimiter", "max_seq_length", "max_train_samples", "validation_fraction",
+    "label_column_name", "label_delimiter", "max_seq_length", "long_text", "chunk_overlap", "max_chunks",
+    "max_train_samples", "validation_fraction",
 )  # fmt: skip
 TRAINING = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",

@@ -40,11 +40,7 @@ def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], N
     tokenizer = load_tokenizer(spec.model, checkpoint)
     config.pad_token_id = tokenizer.pad_token_id
     named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    splits = {
-        name: tokenize_split(split, tokenizer, spec.data.max_seq_length)
-        for name, split in named.items()
-        if split is not None
-    }
+    splits = {name: tokenize_split(split, tokenizer, spec.data) for name, split in named.items() if split is not None}
     for split in splits.values():
         refuse_pad_at_the_end(split, tokenizer)
     return Material(
@@ -59,7 +55,8 @@ def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], N
 
 def refuse_pad_at_the_end(split: TokenizedSplit, tokenizer: Any) -> None:
     """Raise UserError for a text whose last token is the pad token: transformers would read the one before it."""
-    rows = np.flatnonzero(split.tokens[split.offsets[1:] - 1] == tokenizer.pad_token_id)
+    chunks = np.flatnonzero(split.tokens[split.offsets[1:] - 1] == tokenizer.pad_token_id)
+    rows = np.unique(np.searchsorted(split.first_chunks, chunks, side="right") - 1)
     if len(rows):
         raise UserError(
             f"row {split.ids[rows[0]]} ends in {tokenizer.pad_token!r}, the token this tokenizer must be padded with"

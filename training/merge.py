@@ -23,6 +23,7 @@ from training.adapter import compare_logits, padded_logits
 from training.disk import flush
 from training.errors import UserError
 from training.finished import FinishedRun, load_finished, open_run
+from training.long_text import what_is_read
 from training.progress import format_gib
 from training.rank import quiet_libraries
 from training.spec import ModelSpec
@@ -99,7 +100,7 @@ def fixed_texts(tokenizer: Any, vocab_size: int, max_tokens: int) -> TokenizedSp
     lengths = np.linspace(2, max_tokens, NUM_TEXTS).round().astype(np.int64)
     tokens = np.random.default_rng(0).choice(words, size=int(lengths.sum())).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenizedSplit(ids=[""] * NUM_TEXTS, tokens=tokens, offsets=offsets, labels=[0] * NUM_TEXTS)
+    return TokenizedSplit.of_texts([""] * NUM_TEXTS, [0] * NUM_TEXTS, tokens, offsets)
 
 
 def refuse_quantized(model: Any, spec: ModelSpec) -> None:
@@ -135,6 +136,11 @@ def print_verified(run: FinishedRun, output: Path, verified: dict[str, Any]) -> 
     difference, largest = verified["max_logit_difference"], verified["max_logit"]
     print(f"merged      {output} (verified by reloading)")
     print(f"difference  {difference:.3g} at most of a logit of base and adapter; the largest logit is {largest:.3g}")
+    if run.spec.data.long_text != "head":
+        print(
+            f"note        read of a long text in training: {what_is_read(run.spec.data)}; a program that loads this "
+            "model must do so itself, as `shoal predict` and `shoal serve` do with the run's folder"
+        )
     quantization = run.spec.model.quantization
     if quantization != "none":
         print(

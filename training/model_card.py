@@ -15,8 +15,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from training.disk import flush
+from training.long_text import what_is_read
 from training.result import Metrics, RunResult
-from training.spec import MULTI_LABEL
+from training.spec import MULTI_LABEL, DataSpec
 
 CARD = "README.md"
 
@@ -157,6 +158,7 @@ def _training(result: RunResult) -> str:
         *((f"lora {name}", str(settings["lora"][name])) for name in LORA_SETTINGS),
         *((name, str(settings["training"][name])) for name in TRAINING_SETTINGS),
         ("max_seq_length", str(settings["data"]["max_seq_length"])),
+        ("long_text", str(settings["data"]["long_text"])),
         ("seed", str(settings["seed"])),
         ("global batch", f"{model['global_batch_size']} texts"),
         ("optimizer", f"{model['optimizer']}, ZeRO stage {model['zero_stage']}"),
@@ -175,6 +177,10 @@ def _use(result: RunResult) -> str:
     read = "print([config.id2label[int(index)] for index in model(**inputs).logits.argmax(-1)])"
     if is_multi_label(result):
         read = "print([[config.id2label[int(index)] for index in row.nonzero()] for row in model(**inputs).logits > 0])"
+    long_text = result.settings["data"]["long_text"]
+    tail = ', truncation_side="left"' if long_text == "tail" else ""
+    others = "# Long texts are cut otherwise here than in training (see Limits); `shoal predict` cuts them as there.\n"
+    others = others if long_text in ("head+tail", "chunk") else ""
     return f"""## Use
 
 ```python
@@ -186,8 +192,8 @@ ADAPTER = "adapter"  # where this folder lies
 config = AutoConfig.from_pretrained(ADAPTER)
 base = AutoModelForSequenceClassification.from_pretrained(BASE, config=config)
 model = PeftModel.from_pretrained(base, ADAPTER).eval()
-tokenizer = AutoTokenizer.from_pretrained(ADAPTER)
-inputs = tokenizer(["a text"], truncation=True, max_length={result.settings["data"]["max_seq_length"]},
+tokenizer = AutoTokenizer.from_pretrained(ADAPTER{tail})
+{others}inputs = tokenizer(["a text"], truncation=True, max_length={result.settings["data"]["max_seq_length"]},
                    padding=True, return_tensors="pt")
 {read}
 ```
@@ -199,7 +205,7 @@ def _limits(result: RunResult) -> str:
     knows = "any text gets one of them" if not is_multi_label(result) else "a text may get none"
     lines = [
         f"It knows the classes above and no other: {knows}.",
-        f"Of each text it reads the first {result.settings['data']['max_seq_length']:,} tokens.",
+        f"Read of a long text: {what_is_read(DataSpec(**result.settings['data']))}.",
         "The figures hold for texts like those it was tested on. Check it on yours, and by group where its mistakes "
         "weigh on people.",
         "Its probabilities have not been calibrated.",

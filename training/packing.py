@@ -252,8 +252,11 @@ class PackedClassifier(nn.Module):
         rows = output.new_zeros(1, self.packing.num_tokens, output.shape[2])
         return rows.index_copy(1, self.packing.last_index, output)
 
-    def forward(self, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Return logits [B, num_labels] in fp32 of B texts given end to end as token ids [T]."""
+    def forward(self, input_ids: Tensor, lengths: Sequence[int], num_chunks: Sequence[int] | None = None) -> Tensor:
+        """Return logits [B, num_labels] in fp32 of B texts given end to end as token ids [T].
+
+        `lengths` are of their chunks, which all but the pooling takes for texts, and `num_chunks` those a text has.
+        """
         inner = self.inner
         backbone = getattr(inner, inner.base_model_prefix)
         packing = Packing.of(lengths, input_ids.device)
@@ -270,4 +273,12 @@ class PackedClassifier(nn.Module):
             mask = (torch.arange(rows.shape[1], device=input_ids.device) < length[:, None]).long()
             padded = backbone(input_ids=rows, attention_mask=mask, use_cache=False).last_hidden_state
             last = padded[torch.arange(len(length), device=input_ids.device), length - 1]
-        return inner.score(last).float()  # type: ignore[no-any-return]
+        logits: Tensor = inner.score(last).float()
+        return logits if num_chunks is None else pool_chunks(logits, num_chunks)
+
+
+def pool_chunks(logits: Tensor, num_chunks: Sequence[int]) -> Tensor:
+    """Return the mean logits [B, num_labels] of each text's chunks, whose logits [C, num_labels] are given."""
+    if len(num_chunks) == len(logits):
+        return logits
+    return torch.stack([chunks.mean(dim=0) for chunks in torch.split(logits, list(num_chunks))])

@@ -31,7 +31,7 @@ from training.packing import PackedClassifier
 from training.prediction_files import Columns, check_output, writing
 from training.progress import format_seconds
 from training.rank import quiet_libraries
-from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
+from training.spec import MULTI_LABEL, SINGLE_LABEL, DataSpec, ProblemType
 from training.tokens import TokenizedSplit, encode_texts
 
 WINDOW_ROWS = 4096
@@ -114,7 +114,8 @@ class Predictor:
     tokenizer: Any
     device: torch.device
     num_labels: int
-    max_seq_length: int
+    data: DataSpec
+    """How texts are cut."""
     token_budget: int
     """Tokens computed at once, as in the job's own evaluation."""
 
@@ -132,7 +133,7 @@ class Predictor:
             tokenizer=tokenizer,
             device=device,
             num_labels=len(run.label_names),
-            max_seq_length=max_seq_length,
+            data=run.spec.data,
             token_budget=run.spec.training.per_device_eval_batch_size * max_seq_length,
         )
 
@@ -141,14 +142,14 @@ class Predictor:
         return self.logits_of(self.encode(texts), advance)
 
     def encode(self, texts: list[str]) -> TokenizedSplit:
-        """Return the tokens of texts, cut to max_seq_length. One thread at a time: the tokenizer keeps its settings."""
-        tokens, offsets = encode_texts(texts, self.tokenizer, self.max_seq_length)
-        return TokenizedSplit(ids=[""] * len(texts), tokens=tokens, offsets=offsets, labels=[0] * len(texts))
+        """Return the tokens of texts, cut as the job's. One thread at a time: the tokenizer keeps its settings."""
+        arrays = encode_texts(texts, self.tokenizer, self.data)
+        return TokenizedSplit(ids=[""] * len(texts), labels=[0] * len(texts), **arrays)
 
     @torch.no_grad()
     def logits_of(self, split: TokenizedSplit, advance: Callable[[int], None]) -> npt.NDArray[np.float32]:
         """Return logits [texts, num_labels] of encoded texts, in their order."""
-        longest_first = sorted(range(len(split)), key=lambda index: -split.lengths[index])
+        longest_first = sorted(range(len(split)), key=lambda index: -sum(split.lengths[index]))
         logits = torch.zeros(len(split), self.num_labels, device=self.device)
         for indices in fill(longest_first, split.lengths, self.token_budget):
             logits[torch.tensor(indices, device=self.device)] = self.classifier(*to_device(split, indices, self.device))

@@ -138,7 +138,8 @@ def retry_or_give_up(plan: Plan, error: OutOfMemory) -> ShoalError:
         return RetryWith(smaller)
     return ShoalError(
         f"{error} Nothing is left to make smaller: the model does not fit, or not with one text at a time. Set "
-        "model.quantization: nf4, deepspeed: ds_configs/zero3_offload_param.json, or a lower data.max_seq_length."
+        "model.quantization: nf4, deepspeed: ds_configs/zero3_offload_param.json, or a lower data.max_seq_length (with "
+        "data.long_text: chunk, a lower data.max_chunks)."
     )
 
 

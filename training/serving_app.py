@@ -35,7 +35,7 @@ from training.tokens import TokenizedSplit, join_splits
 
 MAX_TEXTS = 256
 MAX_CHARACTERS = 100_000
-"""Of a text; what lies beyond max_seq_length tokens is not read, and costs tokenizing."""
+"""Of a text; what lies beyond the tokens that are read (`data.long_text`) costs tokenizing."""
 MAX_BODY_BYTES = 8 << 20
 MAX_DISCARDED_BYTES = 64 << 20
 """Read of a body that is too large before its client is cut off."""

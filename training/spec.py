@@ -24,6 +24,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 SINGLE_LABEL: ProblemType = "single_label_classification"
 MULTI_LABEL: ProblemType = "multi_label_classification"
 """As transformers names them. The data say which it is: a text with a list of labels is multi-label."""
+LongText = Literal["head", "tail", "head+tail", "chunk"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 LabelName = Annotated[str, Field(coerce_numbers_to_str=True)]
 """YAML reads a label that is a number as one."""
@@ -113,7 +114,16 @@ class DataSpec:
     remove: list[NewsgroupPart] = field(default_factory=list)
     """20newsgroups only: parts scikit-learn strips from each post."""
     max_seq_length: int = 512
-    """Tokens kept of each text, its beginning and end tokens included."""
+    """Tokens the model reads at once, those the tokenizer puts around a text included."""
+    long_text: LongText = "head"
+    """What is read of a text of more tokens. head: the first ones; tail: the last ones; head+tail: of each some, in the
+    proportion 128 to 382 (Sun et al. 2019, arXiv:1905.05583); chunk: chunks of `max_seq_length` tokens that overlap,
+    each read by itself. The mean of their logits is the text's, in training as in prediction: one loss a text."""
+    chunk_overlap: int = 32
+    """With chunk: tokens that a chunk shares with the one before it."""
+    max_chunks: int = 8
+    """With chunk: read of a text at most; its rest is cut. A text's chunks are computed in one micro-batch, so this is
+    what bounds memory: 8 are as many tokens as the default micro-batch holds."""
     max_train_samples: int | None = None
     """Use a seeded random part of train."""
     max_validation_samples: int | None = None
@@ -135,6 +145,12 @@ class DataSpec:
             self.label_delimiter != "", "data.label_delimiter is empty. Give what stands between labels, such as |."
         )
         require(self.max_seq_length >= 2, f"data.max_seq_length is {self.max_seq_length}. It must be at least 2.")
+        require(self.max_chunks >= 1, f"data.max_chunks is {self.max_chunks}. It must be at least 1.")
+        require(self.chunk_overlap >= 0, f"data.chunk_overlap is {self.chunk_overlap}. It must not be negative.")
+        require(
+            self.long_text != "chunk" or self.chunk_overlap < self.max_seq_length,
+            f"data.chunk_overlap is {self.chunk_overlap}. Set it below data.max_seq_length ({self.max_seq_length}).",
+        )
         require(
             0 < self.validation_fraction < 1,
             f"data.validation_fraction is {self.validation_fraction}. It must lie between 0 and 1.",
@@ -292,4 +308,9 @@ class JobSpec:
         for key in ("name", "output_dir", "resume_from_checkpoint"):
             del content[key]
         del content["training"]["report_to"]
+        data = content["data"]
+        if data["long_text"] != "chunk":
+            del data["chunk_overlap"], data["max_chunks"]
+        if data["long_text"] == "head":
+            del data["long_text"]  # jobs that finished when there was nothing else stay finished
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

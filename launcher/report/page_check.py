@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from launcher.check_text import HEADER, NAMES, cells, summary
+from launcher.check_text import HEADER, NAMES, cells, counted_with, summary
 from launcher.report.elements import Column, Content, folded, join, table, tag
 from launcher.report.material import PageMaterial
 
@@ -26,8 +26,7 @@ def _one(title: str, check: dict[str, Any]) -> Iterator[Content]:
     yield table(
         f"Splits of {title}", columns, [(name, *cells(split, check)) for name, split in check["splits"].items()]
     )
-    counted = f" Tokens of {check['tokenizer']}, cut at {check['max_seq_length']:,}." if check["tokenizer"] else ""
-    yield tag("p", summary(check) + counted)
+    yield tag("p", summary(check) + counted_with(check))
     yield from (_finding(finding) for finding in check["findings"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
 from training.engine import trainable_parameters
 from training.errors import VerificationError
+from training.evaluation import to_device
 from training.model import HEAD, add_adapter
 from training.packing import PackedClassifier
 from training.spec import LoraSpec
@@ -36,9 +38,7 @@ def base() -> Any:
 def split() -> TokenizedSplit:
     lengths = [5, 3, 9]
     tokens = np.random.default_rng(0).integers(1, 50, sum(lengths)).astype(np.int32)
-    return TokenizedSplit(
-        ids=["0", "1", "2"], tokens=tokens, offsets=np.cumsum([0, *lengths]).astype(np.int64), labels=[0, 1, 2]
-    )
+    return TokenizedSplit.of_texts(["0", "1", "2"], [0, 1, 2], tokens, np.cumsum([0, *lengths]).astype(np.int64))
 
 
 @pytest.fixture
@@ -53,9 +53,8 @@ def saved(tmp_path: Path, split: TokenizedSplit) -> tuple[Path, dict[str, torch.
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     save_adapter(model, weights, tokenizer, model.config, tmp_path / "adapter")
-    lengths = split.lengths
     with torch.no_grad():
-        logits = PackedClassifier(model, packed=False)(torch.from_numpy(split.pack([0, 1, 2])), lengths)
+        logits = PackedClassifier(model, packed=False)(*to_device(split, [0, 1, 2], torch.device("cpu")))
     return tmp_path / "adapter", weights, logits.numpy()
 
 
@@ -78,6 +77,13 @@ def test_lost_weights_are_found(part: str, saved: Any, split: TokenizedSplit) ->
         check_saved_values(folder, weights)
     with pytest.raises(VerificationError, match="other logits"):
         compare_logits(reloaded_logits(base(), folder, split, 3, torch.device("cpu"), 3), trained, torch.float32)
+
+
+def test_the_chunks_of_a_text_are_pooled_after_reloading_too(saved: Any, split: TokenizedSplit) -> None:
+    folder, _, trained = saved
+    chunked = replace(split, ids=["0", "1"], labels=[0, 1], first_chunks=np.array([0, 1, 3]))
+    logits = reloaded_logits(base(), folder, chunked, 2, torch.device("cpu"), 2)
+    np.testing.assert_allclose(logits, [trained[0], trained[1:].mean(axis=0)], atol=1e-5)
 
 
 def test_missing_and_empty_tensors_are_found(saved: Any) -> None:

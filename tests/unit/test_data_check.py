@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.check import check_all, targets
-from launcher.check_text import markdown_section
+from launcher.check_text import markdown_section, terminal_text
 from training.corpus.characters import shown
 from training.corpus.quality import DataCheck, check_data
 from training.errors import UserError
@@ -166,8 +166,8 @@ def test_unequal_classes_are_found(tmp_path: Path) -> None:
 class LetterTokenizer:
     """A token a character."""
 
-    def __call__(self, batch: list[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [list(map(ord, text)) for text in batch]}
+    def __call__(self, batch: list[str] | str, **_: Any) -> dict[str, Any]:
+        return {"input_ids": [list(map(ord, text)) for text in batch] if isinstance(batch, list) else [ord(batch)]}
 
 
 def test_what_truncation_cuts_is_counted_in_tokens(tmp_path: Path) -> None:
@@ -179,6 +179,23 @@ def test_what_truncation_cuts_is_counted_in_tokens(tmp_path: Path) -> None:
     assert result.splits["train"]["tokens"]["max"] == 50
     (cut,) = result.findings
     assert (cut.code, cut.level, cut.count, cut.examples[0]["note"]) == ("cut_texts", "warning", 1, "50 tokens")
+    assert "the first 20 tokens; 10.7% of the split's tokens are lost" in cut.message
+    assert "tokens of x; read of a long text: the first 20 tokens" in terminal_text("t", result.to_dict())
+
+
+def test_of_chunks_only_what_no_chunk_holds_is_cut(tmp_path: Path) -> None:
+    train = [{"text": letter * 10, "label": "ab"[at % 2]} for at, letter in enumerate("abcdefghijklmnopqrstuvwx")]
+    train[3]["text"] = "d" * 50
+
+    def cut(**chunks: Any) -> dict[str, float]:
+        data = DataSpec(train_file=file, max_seq_length=20, long_text="chunk", chunk_overlap=5, **chunks)
+        result = check_data(data, tokenizer=LetterTokenizer(), tokenizer_name="x")
+        assert [finding.code for finding in result.findings] == (["cut_texts"] if "max_chunks" in chunks else [])
+        return result.splits["train"]["cut"] or {}
+
+    file = write(tmp_path / "train.jsonl", train)
+    assert cut() == {"share_of_texts": 0.0, "share_of_tokens": 0.0}  # 20 + 15 + 15
+    assert cut(max_chunks=2) == {"share_of_texts": 1 / 24, "share_of_tokens": 15 / 280}
 
 
 def test_the_command_prints_and_its_status_says_whether_training_would_refuse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,23 +83,24 @@ def test_a_cpu_converts_operands_beside_the_output() -> None:
 
 
 @given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    lengths=st.lists(st.tuples(st.just(0) | st.integers(0, 7), st.integers(1, 40)), min_size=1, max_size=60),
     micro_batch=st.integers(1, 6),
     accumulation=st.integers(1, 3),
     world_size=st.integers(1, 3),
     seed=st.integers(0, 5),
 )
 def test_no_step_has_a_larger_micro_batch(
-    lengths: list[int], micro_batch: int, accumulation: int, world_size: int, seed: int
+    lengths: list[tuple[int, int]], micro_batch: int, accumulation: int, world_size: int, seed: int
 ) -> None:
     budget = micro_batch * 40
+    texts_of = [(40,) * full + (rest,) for full, rest in lengths]
     batch = micro_batch * accumulation * world_size
-    largest = sum(largest_micro_batch(lengths, budget, batch, world_size))
+    largest = sum(largest_micro_batch(texts_of, budget, batch, world_size))
     for step in range(4):
         plan = plan_step(
-            step, lengths, seed=seed, global_batch_size=batch, rank=0, world_size=world_size, token_budget=budget
+            step, texts_of, seed=seed, global_batch_size=batch, rank=0, world_size=world_size, token_budget=budget
         )
-        assert max(sum(lengths[i] for i in texts) for texts in plan.micro_batches) <= largest
+        assert max(sum(sum(texts_of[i]) for i in texts) for texts in plan.micro_batches) <= largest
 
 
 def spec_of(**training: int) -> JobSpec:
@@ -116,16 +118,24 @@ def test_short_texts_are_a_case_of_their_own_where_their_attention_is_kept() -> 
         data=DataSpec(train_file="t.csv", max_seq_length=512),
         training=TrainingSpec(per_device_train_batch_size=1, gradient_accumulation_steps=10),
     )
-    assert shape_of(spec, [500, 490, 340, 30], None, 1).training == [[500], [340]]
-    assert shape_of(spec, [340, 300], None, 1).training == [[340]]
+    assert shape_of(spec, [(500,), (490,), (340,), (30,)], None, 1).training == [[500], [340]]
+    assert shape_of(spec, [(340,), (300,)], None, 1).training == [[340]]
 
 
 def test_short_texts_share_the_room_of_long_ones() -> None:
     draw = random.Random(0)
-    lengths = [draw.randint(5, 20) for _ in range(100)]
+    lengths = [(draw.randint(5, 20),) for _ in range(100)]
     shape = shape_of(spec_of(per_device_train_batch_size=4), lengths, lengths, 1)
     assert len(shape.training[0]) == 4 and not shape.accumulates  # a step has no more
     assert len(shape.evaluation) > 12
+
+
+def test_all_chunks_of_a_text_are_in_one_micro_batch() -> None:
+    spec = spec_of(per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    long = shape_of(spec, [(64, 64, 64, 64, 9), (64, 5), (3,)], [(3,)], 1)
+    assert (long.training[0], long.accumulates) == ([64, 64, 64, 64, 9], True)
+    spec = replace(spec, data=replace(spec.data, long_text="chunk", max_chunks=3))
+    assert shape_of(spec, None, None, 1).training == [[64] * 3]
 
 
 def test_recomputing_leaves_fewer_activations_from_the_first_step_on(

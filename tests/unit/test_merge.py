@@ -24,7 +24,7 @@ class Tokenizer:
 
 def test_the_texts_are_the_same_every_time_and_hold_no_special_token() -> None:
     texts = fixed_texts(Tokenizer(), 32, 20)
-    assert len(texts) == NUM_TEXTS and min(texts.lengths) == 2 and max(texts.lengths) == 20
+    assert len(texts) == NUM_TEXTS and min(texts.lengths) == (2,) and max(texts.lengths) == (20,)
     assert set(texts.tokens.tolist()) <= set(range(3, 32))
     assert texts.tokens.tolist() == fixed_texts(Tokenizer(), 32, 20).tokens.tolist()
 

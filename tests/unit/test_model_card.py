@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 
 from training.model_card import model_card, plain, shown_name, wilson_interval, write_model_card
 from training.result import RunResult
-from training.spec import DataSpec, JobSpec
+from training.spec import DataSpec, JobSpec, LongText
 
 METRICS = {"accuracy": 0.9, "macro_f1": 0.89, "loss": 0.3, "num_samples": 50.0}
 
 
-def result(label_names: list[str], **data: Any) -> RunResult:
+def result(label_names: list[str], long_text: LongText = "head", **data: Any) -> RunResult:
     rows = dict.fromkeys(label_names, 10)
-    spec = JobSpec(name="some-job", data=DataSpec(train_file="train.csv"))
+    spec = JobSpec(name="some-job", data=DataSpec(train_file="train.csv", long_text=long_text))
     return RunResult(
         name="some-job",
         status="succeeded",
@@ -59,6 +59,15 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert [(item.dataset_split, item.metric_type, item.metric_value) for item in metadata.eval_results or []] == [
         ("validation", "accuracy", 0.9), ("validation", "f1", 0.89), ("test", "accuracy", 0.8), ("test", "f1", 0.89),
     ]  # fmt: skip
+
+
+def test_it_says_what_is_read_of_long_texts_and_what_transformers_alone_does_not() -> None:
+    head, tail, chunk = (model_card(result(["no", "yes"], way)) for way in ("head", "tail", "chunk"))
+    assert "AutoTokenizer.from_pretrained(ADAPTER)\ninputs" in head
+    assert 'from_pretrained(ADAPTER, truncation_side="left")\ninputs' in tail and "the last 512 tokens" in tail
+    assert "up to 8 chunks of 512 tokens that overlap by 32" in chunk and "| long\\_text | chunk |" in chunk
+    assert "# Long texts are cut otherwise here than in training" in chunk
+    assert "cut otherwise" not in head + tail
 
 
 def test_the_text_holds_figures_intervals_data_settings_and_limits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -126,6 +127,8 @@ def test_no_number_is_refused(tmp_path: Path, written: str) -> None:
         ("model", "quantization", "int4", "'nf4'"),
         ("model", "model_name_or_path", "''", "Give"),
         ("data", "max_seq_length", "1", "at least 2"),
+        ("data", "max_chunks", "0", "at least 1"),
+        ("data", "chunk_overlap", "-1", "not be negative"),
         ("data", "validation_fraction", "0", "between 0 and 1"),
         ("data", "validation_fraction", "1", "between 0 and 1"),
         ("data", "max_train_samples", "0", "at least 1"),
@@ -241,3 +244,14 @@ def test_weights_of_classes_are_named_as_labels_are(tmp_path: Path) -> None:
     for weight in ("0", "-2", ".nan", "many"):
         message = fault(tmp_path, DATA + f"training: {{class_weights: {{spam: {weight}}}}}\n")
         assert "class_weights" in message and "spam" in message
+
+
+def test_the_fingerprint_follows_how_long_texts_are_read() -> None:
+    def fingerprint(**data: Any) -> str:
+        return JobSpec(data=DataSpec(train_file="a.csv", **data)).fingerprint()
+
+    ways = [{"long_text": way} for way in ("head", "tail", "head+tail", "chunk")]
+    ways += [{"long_text": "chunk", "chunk_overlap": 9}, {"long_text": "chunk", "max_chunks": 9}]
+    assert len({fingerprint(**way) for way in ways}) == 6
+    assert fingerprint(long_text="tail", max_chunks=9) == fingerprint(long_text="tail")
+    assert fingerprint(max_chunks=9, chunk_overlap=9) == fingerprint()

@@ -143,3 +143,11 @@ def test_data_mended_under_its_name_is_other_data_and_a_moved_study_is_the_same(
     first = marks("here", "a,b")
     assert marks("there", "a,b") == first
     assert not set(marks("there", "a,b,c")) & set(first)
+
+
+def test_data_is_the_same_however_its_long_texts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\na,x\n")
+    ways = {"data.long_text": ["head", "tail", "head+tail", "chunk"]}
+    jobs = jobs_of(tmp_path, data={"train_file": "t.csv"}, sweep={"grid": ways})
+    assert len({job.name for job in jobs}) == len({fingerprint(job) for job in jobs}) == 4
+    assert len({data_key(job) for job in jobs}) == 1

@@ -50,7 +50,8 @@ FINDINGS: dict[str, tuple[Level, str, str]] = {
         "warning", "texts hold control characters", "Remove them; \\x80 to \\x9f are Windows-1252 read as Latin-1.",
     ),
     "cut_texts": (
-        "warning", "texts are longer than max_seq_length", "Raise data.max_seq_length, if what is cut matters."
+        "warning", "texts are longer than what is read of them",
+        "If what is cut matters, raise data.max_seq_length, or set data.long_text: chunk (and raise data.max_chunks).",
     ),
     "missing_class": ("info", "classes of train have no row", "Nothing is measured of them there."),
     "html": ("info", "texts hold HTML", "Strip it if it says nothing of the class."),

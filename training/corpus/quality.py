@@ -14,6 +14,7 @@ from training.corpus.load import read_tables
 from training.corpus.overlaps import find_conflicts, find_overlaps
 from training.corpus.raw_rows import read_rows
 from training.corpus.split_checks import check_labels, check_texts, measure
+from training.long_text import what_is_read
 from training.spec import DataSpec
 
 
@@ -26,7 +27,8 @@ class DataCheck:
     label_column: str
     tokenizer: str | None
     """Model whose tokenizer counted the tokens; None where none is known."""
-    max_seq_length: int | None
+    read: str | None
+    """What is read of a long text, in words; None where tokens are not counted."""
     splits: dict[str, dict[str, Any]]
     """Split -> {"rows", "rows_per_class", "imbalance_ratio" (largest class over smallest), "characters" and "words"
     (quantiles), "tokens" (quantiles, or None), "cut" ({"share_of_texts", "share_of_tokens"}, or None)}."""
@@ -54,7 +56,7 @@ def check_data(
 ) -> DataCheck:
     """Return what the splits of `data` hold, all rows of them.
 
-    Tokens are counted with `tokenizer`, and what `data.max_seq_length` cuts. Raises UserError for data that cannot be
+    Tokens are counted with `tokenizer`, and what `data.long_text` cuts. Raises UserError for data that cannot be
     read at all: files that are no CSV, a column that is not there.
     """
     report("reading", 0, 0)
@@ -67,7 +69,7 @@ def check_data(
     facts = {}
     for rows in splits:
         findings += check_labels(rows, splits[0]) + check_texts(rows, report)
-        facts[rows.name], found = measure(rows, tokenizer, data.max_seq_length, report)
+        facts[rows.name], found = measure(rows, tokenizer, data, report)
         findings += found
     overlaps, found = find_overlaps(splits, report)
     findings += found + find_conflicts(splits)
@@ -76,7 +78,7 @@ def check_data(
         text_columns=text_columns,
         label_column=data.label_column_name,
         tokenizer=tokenizer_name if tokenizer is not None else None,
-        max_seq_length=data.max_seq_length if tokenizer is not None else None,
+        read=what_is_read(data) if tokenizer is not None else None,
         splits=facts,
         overlaps=overlaps,
         findings=most_urgent_first(findings),

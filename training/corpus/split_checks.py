@@ -14,6 +14,8 @@ from training.corpus.columns import natural_order
 from training.corpus.findings import NUM_EXAMPLES, RARE_ROWS, Finding, Report
 from training.corpus.raw_rows import Rows
 from training.errors import nearest
+from training.long_text import longest_whole, what_is_read
+from training.spec import DataSpec
 
 IMBALANCE_RATIO = 10
 OUTLIER_FACTOR = 10
@@ -112,7 +114,7 @@ def check_texts(rows: Rows, report: Report) -> list[Finding]:
     return findings
 
 
-def measure(rows: Rows, tokenizer: Any, max_seq_length: int, report: Report) -> tuple[dict[str, Any], list[Finding]]:
+def measure(rows: Rows, tokenizer: Any, data: DataSpec, report: Report) -> tuple[dict[str, Any], list[Finding]]:
     """Return DataCheck.splits of a split, and findings about its lengths."""
     counts = Counter(name for names in rows.names for name in names)
     characters = np.asarray([len(text) for text in rows.texts])
@@ -131,8 +133,9 @@ def measure(rows: Rows, tokenizer: Any, max_seq_length: int, report: Report) -> 
     }
     if tokenizer is not None:
         tokenized, tokens = _count_tokens(rows, characters, tokenizer, report)
-        facts["tokens"], facts["cut"] = _quantiles(tokens), _cut(tokens, max_seq_length)
-        findings += _cut_findings(rows, tokenized, tokens, max_seq_length, facts["cut"])
+        most = longest_whole(tokenizer, data)
+        facts["tokens"], facts["cut"] = _quantiles(tokens), _cut(tokens, most)
+        findings += _cut_findings(rows, tokenized, tokens, np.flatnonzero(tokens > most), facts["cut"], data)
     return facts, findings
 
 
@@ -152,20 +155,25 @@ def _count_tokens(
     return chosen, np.asarray(counts)
 
 
-def _cut(tokens: npt.NDArray[np.int64], max_seq_length: int) -> dict[str, float]:
-    """Return what truncation costs."""
-    lost = np.maximum(tokens - max_seq_length, 0).sum()
+def _cut(tokens: npt.NDArray[np.int64], most: int) -> dict[str, float]:
+    """Return what truncation to this many tokens costs."""
+    lost = np.maximum(tokens - most, 0).sum()
     return {
-        "share_of_texts": float((tokens > max_seq_length).mean()),
+        "share_of_texts": float((tokens > most).mean()),
         "share_of_tokens": float(lost / max(tokens.sum(), 1)),
     }
 
 
 def _cut_findings(
-    rows: Rows, tokenized: list[int], tokens: npt.NDArray[np.int64], max_seq_length: int, cut: dict[str, float]
+    rows: Rows,
+    tokenized: list[int],
+    tokens: npt.NDArray[np.int64],
+    too_long: npt.NDArray[np.int64],
+    cut: dict[str, float],
+    data: DataSpec,
 ) -> list[Finding]:
     """Say what truncation cuts; a warning where it is much."""
-    over = sorted(np.flatnonzero(tokens > max_seq_length).tolist(), key=lambda index: -tokens[index])
+    over = sorted(too_long.tolist(), key=lambda index: -tokens[index])
     if not over:
         return []
     total = len(rows.texts)
@@ -175,7 +183,7 @@ def _cut_findings(
             count=round(cut["share_of_texts"] * total), total=total,
             examples=[rows.example(tokenized[index], f"{tokens[index]:,} tokens") for index in over[:NUM_EXAMPLES]],
             level="warning" if max(cut.values()) >= MUCH_IS_CUT else "info",
-            detail=f"at {max_seq_length} tokens, {cut['share_of_tokens']:.1%} of the split's are lost"
+            detail=f"read of each: {what_is_read(data)}; {cut['share_of_tokens']:.1%} of the split's tokens are lost"
             + (f", by a sample of {len(tokens):,}" if len(tokens) < total else ""),
         )
     ]  # fmt: skip

@@ -16,11 +16,11 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from training.batches import steps_per_epoch
+from training.batches import Lengths, steps_per_epoch
 from training.deepspeed_config import read_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
@@ -83,8 +83,9 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     return answer
 
 
-def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, Sequence[int]]) -> Work:
+def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, Lengths]) -> Work:
     """Return the work of a job on texts of these many tokens; `lengths` holds train, validation and maybe test."""
+    tokens = {name: sum(map(sum, split)) for name, split in lengths.items()}
     training = spec.training
     global_batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.num_ranks
     an_epoch = steps_per_epoch(len(lengths["train"]), global_batch_size)
@@ -94,8 +95,8 @@ def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, S
     return Work(
         parameters=parameters,
         layers=layers,
-        tokens=round(sum(lengths["train"]) * steps / an_epoch),
-        evaluated_tokens=evaluations * sum(lengths["validation"]) + sum(lengths.get("test", ())),
+        tokens=round(tokens["train"] * steps / an_epoch),
+        evaluated_tokens=evaluations * tokens["validation"] + tokens.get("test", 0),
         steps=steps,
     )
 
@@ -117,16 +118,16 @@ def _count_weights(config: str) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _lengths(data: str, model: str, checkpoint: str) -> dict[str, list[int]]:
-    """Return the tokens of each text of each split; DataSpec and ModelSpec come as JSON."""
+def _lengths(data: str, model: str, checkpoint: str) -> dict[str, Lengths]:
+    """Return the tokens of each chunk of each text of each split; DataSpec and ModelSpec come as JSON."""
     from training.model import load_tokenizer
     from training.tokens import tokenize_split
 
     corpus = _corpus(data)
     tokenizer = load_tokenizer(build(ModelSpec, json.loads(model), "request"), checkpoint)
-    longest = json.loads(data)["max_seq_length"]
+    data_spec = build(DataSpec, json.loads(data), "request")
     return {
-        name: list(tokenize_split(split, tokenizer, longest).lengths)
+        name: tokenize_split(split, tokenizer, data_spec).lengths
         for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
         if split is not None
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from training import __version__
-from training.batches import cut_batch
+from training.batches import Lengths, cut_batch
 from training.cache import cached
 from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate
 from training.spec import JobSpec
@@ -41,7 +41,8 @@ WRITTEN, KEPT = "checkpoint being written", "best weights kept"
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What of a job's data its memory depends on: the largest micro-batches, as the tokens of each of their texts."""
+    """What of a job's data its memory depends on: the largest micro-batches, as the tokens of each of their chunks.
+    They need what as many texts would."""
 
     training: list[list[int]]
     evaluation: list[int]
@@ -52,24 +53,28 @@ class Shape:
 
 
 def largest_micro_batch(
-    lengths: Sequence[int],
+    lengths: Lengths,
     token_budget: int,
     most_texts: int,
     world_size: int,
     weigh: Callable[[Sequence[int]], int] = sum,
 ) -> list[int]:
-    """Return the texts, as their tokens, of the largest micro-batch that `training.batches` could cut for a rank.
+    """Return the chunks, as their tokens, of the largest micro-batch that `training.batches` could cut for a rank.
 
-    `most_texts` are in a step of all ranks. The largest, by `weigh`, come of texts that are neighbours in length.
+    `most_texts` are in a step of all ranks. The largest, by `weigh`, come of texts that are neighbours in length. Texts
+    of several chunks may fill the budget in any company, so there it is the longest chunks that it holds.
     """
-    ordered = sorted(lengths, reverse=True)
+    ordered = sorted(lengths, key=sum, reverse=True)
     best: list[int] = []
+    if ordered and len(ordered[0]) > 1:
+        chunks = sorted((length for text in ordered for length in text), reverse=True)
+        best = chunks[: token_budget // chunks[0]]
     for first in range(max(1, len(ordered) - most_texts + 1)):
         if first and ordered[first - 1] == ordered[first]:
             continue
         batch = ordered[first : first + most_texts]
         for cut in cut_batch(range(len(batch)), batch, rank=0, world_size=world_size, token_budget=token_budget):
-            micro_batch = [batch[index] for index in cut]
+            micro_batch = [length for index in cut for length in batch[index]]
             if weigh(micro_batch) > weigh(best):
                 best = micro_batch
     return best
@@ -83,7 +88,7 @@ def _attention_squares(lengths: Sequence[int]) -> int:
     return sum(texts * longest**2 for texts, longest in group_lengths(lengths) if longest < LONGEST)
 
 
-def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[int] | None, world_size: int) -> Shape:
+def shape_of(spec: JobSpec, lengths: Lengths | None, evaluated: Lengths | None, world_size: int) -> Shape:
     """Return the shape of a job on texts of these many tokens (train; all others). Without them, all are longest."""
     from training.cpu_attention import LONGEST
     from training.packing import group_lengths
@@ -91,20 +96,18 @@ def shape_of(spec: JobSpec, lengths: Sequence[int] | None, evaluated: Sequence[i
     training, longest = spec.training, spec.data.max_seq_length
     step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     budget, evaluation = training.per_device_train_batch_size * longest, training.per_device_eval_batch_size * longest
-    train = [min(length, longest) for length in lengths] if lengths else [longest] * step * world_size
-    others = (
-        [min(length, longest) for length in evaluated]
-        if evaluated
-        else [longest] * training.per_device_eval_batch_size * world_size
-    )
+    whole = (longest,) * (spec.data.max_chunks if spec.data.long_text == "chunk" else 1)
+    train = lengths or [whole] * step * world_size
+    others = evaluated or [whole] * training.per_device_eval_batch_size * world_size
     largest = largest_micro_batch(train, budget, step * world_size, world_size)
     squares = largest_micro_batch(train, budget, step * world_size, world_size, _attention_squares)
-    masks = {group_lengths([length])[0][1] for length in set(train)}
+    masks = {group_lengths([length])[0][1] for length in {length for text in train for length in text}}
+    longest_step = sorted(map(len, train), reverse=True)[: step * world_size]
     return Shape(
         masks=sorted(length for length in masks if length < LONGEST),
         training=[largest, squares] if _attention_squares(squares) > _attention_squares(largest) else [largest],
         evaluation=largest_micro_batch(others, evaluation, len(others), world_size),
-        accumulates=min(step * world_size, len(train)) > len(largest) * world_size,
+        accumulates=sum(longest_step) > len(largest) * world_size,
     )
 
 

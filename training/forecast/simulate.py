@@ -175,4 +175,4 @@ def texts_of(lengths: list[int]) -> TokenizedSplit:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = [str(number) for number in range(len(lengths))]
     tokens = np.zeros(int(offsets[-1]), dtype=np.int32)
-    return TokenizedSplit(ids=ids, tokens=tokens, offsets=offsets, labels=[0] * len(lengths))
+    return TokenizedSplit.of_texts(ids, [0] * len(lengths), tokens, offsets)
