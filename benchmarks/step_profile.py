@@ -74,7 +74,7 @@ class Clock:
             answer = optimizer_step(run, plan, number, rate)
             seconds = time.perf_counter() - started
             self.steps[-1]["all"] = seconds
-            self.steps[-1]["tokens"] = sum(run.train.lengths[i] for batch in plan.micro_batches for i in batch)
+            self.steps[-1]["tokens"] = sum(sum(run.train.lengths[i]) for batch in plan.micro_batches for i in batch)
             if self.profiler is not None:
                 self.profiled_seconds += seconds
             if number + 1 == WARMUP + TIMED + PROFILED:

@@ -109,7 +109,7 @@ def test_a_weight_of_no_class_is_refused() -> None:
 def test_ranks_and_cuts_add_up_to_the_same_step(world_size: int, token_budget: int) -> None:
     """What optimizer_step does, and the mean over ranks that DeepSpeed takes, against one batch."""
     logits, labels = draw(13, texts=30)
-    lengths = [3 + index % 14 for index in range(30)]
+    lengths = [(3 + index % 14,) for index in range(30)]
     loss = TrainingLoss(weights=WEIGHTS, focal_gamma=2.0)
     total = torch.zeros_like(logits)
     batch: list[int] = []
