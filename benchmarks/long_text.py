@@ -33,7 +33,7 @@ from benchmarks.accuracy import PACKAGES, hardware  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 WAYS = ("head", "tail", "head+tail", "chunk")
 DATA_SETS = {"newsgroups20": "20 Newsgroups", "imdb": "IMDb"}
-ROWS = {"train": 400, "validation": 80, "test": 400}
+ROWS = {"train": 800, "validation": 120, "test": 500}
 SETTINGS = {
     "max_seq_length": "128", "chunk_overlap": "16", "max_chunks": "8", "num_train_epochs": "2", "learning_rate": "1e-3",
     "warmup_steps": "0.05", "lora_r": "16", "lora_alpha": "32", "per_device_train_batch_size": "16",
