@@ -89,3 +89,13 @@ def test_the_planners_grid_is_measured_and_its_costs_fitted(tmp_path: Path) -> N
     assert len(content["cells"]) == 1 and all(cell["seconds"] > 0 for cell in content["cells"])
     assert all(cost >= 0 for cost in content["costs"].values()) and any(content["costs"].values())
     assert "Costs, fitted" in (tmp_path / "planner.md").read_text()
+
+
+def test_intervals_are_judged_on_simulated_studies(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/intervals.py", "--rounds", "4", "--output", str(tmp_path / "intervals")]
+    run = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    content = json.loads((tmp_path / "intervals.json").read_text())
+    assert run.returncode == (0 if content["all_met"] else 1), run.stderr[-3000:]  # four rounds say nothing
+    assert {"mean", "least", "most"} <= set(
+        content["parts"]["one model, BCa bootstrap over texts: coverage"]["summary"]
+    )
