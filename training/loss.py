@@ -59,7 +59,8 @@ class TrainingLoss:
         if self.problem_type == MULTI_LABEL:
             targets = torch.from_numpy(multi_hot(labels, logits.shape[1])).to(logits)
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[1]
-        labels = torch.as_tensor(labels, device=logits.device)
+        if not isinstance(labels, Tensor):
+            labels = torch.tensor(labels, device=logits.device)  # not as_tensor: a forecast's card has only this one
         if not self.focal_gamma:
             return F.cross_entropy(logits, labels, weight=self.weights, reduction="sum")
         log_p = F.log_softmax(logits, dim=-1).gather(1, labels[:, None]).squeeze(1)
