@@ -25,13 +25,13 @@ def shrink(limits: dict[str, int | None]) -> None:
     """Make PackedClassifier raise for more padded positions than the limits say."""
     forward = PackedClassifier.forward
 
-    def limited(self: PackedClassifier, input_ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    def limited(self: PackedClassifier, input_ids: Tensor, lengths: Sequence[int], *chunks: Sequence[int]) -> Tensor:
         limit = limits.get("training" if self.training else "evaluation")
         if limit is not None and len(lengths) * max(lengths) > limit:
             if limits.get("terminated"):
                 os.kill(os.getpid(), signal.SIGTERM)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return forward(self, input_ids, lengths)
+        return forward(self, input_ids, lengths, *chunks)
 
     PackedClassifier.forward = limited  # type: ignore[method-assign]
 
