@@ -35,7 +35,7 @@ class Preparation:
         self.cluster, self.folder, self.states, self.inbox = cluster, folder, states, inbox
         self.say, self.fail = say, fail
         self.preparing: dict[Any, list[list[StudyJob]]] = {}
-        self.baselines: dict[Any, str] = {}
+        self.baselines: dict[Any, StudyJob] = {}
         self.data_checks: dict[Any, str] = {}
         self.prepared: list[StudyJob] = []
         self.planners: list[Planner] = []
@@ -48,8 +48,7 @@ class Preparation:
         prepared = {data_key(job) for job in jobs}
         for key, job in {data_key(job): job for job in reversed(all_jobs)}.items():
             if key not in prepared:
-                self._start_baselines(job)
-                self._start_data_check(job)
+                self._look_at_data(job)
 
     @property
     def refs(self) -> list[Any]:
@@ -138,10 +137,13 @@ class Preparation:
             ref = self.cluster.task(prepare_jobs, specs, self.inbox, name=f"{names}: prepare")
             self.preparing[ref] = alike
 
-    def _start_baselines(self, job: StudyJob) -> None:
-        if data_key(job) not in self.folder.read_baselines():
-            ref = self.cluster.task(compute_baselines, job.spec, name=f"{job.name}: baselines of its data")
-            self.baselines[ref] = data_key(job)
+    def _look_at_data(self, job: StudyJob) -> None:
+        """Compute the baselines of the job's data, then check it: one after the other in one warm Ray worker."""
+        if data_key(job) in self.folder.read_baselines():
+            self._start_data_check(job)
+            return
+        ref = self.cluster.task(compute_baselines, job.spec, name=f"{job.name}: baselines of its data")
+        self.baselines[ref] = job
 
     def _start_data_check(self, job: StudyJob) -> None:
         """Check the job's data while jobs train."""
@@ -161,16 +163,17 @@ class Preparation:
                     self.fail(job, outcome["error"], outcome.get("log_tail", ""))
         good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if jobs and outcome["ok"]]
         if good:
-            self._start_baselines(good[0])
-        # Also of data that is refused: loading names the first fault, the check all of them.
-        self._start_data_check(good[0] if good else next(jobs[0] for jobs in groups if jobs))
+            self._look_at_data(good[0])
+        else:  # loading names the first fault, the check all of them
+            self._start_data_check(next(jobs[0] for jobs in groups if jobs))
 
-    def _take_baselines(self, key: str, outcome: Outcome) -> None:
+    def _take_baselines(self, job: StudyJob, outcome: Outcome) -> None:
         """Keep the baselines of one data."""
         if outcome["ok"]:
-            self.folder.add_baselines(key, outcome["result"])
+            self.folder.add_baselines(data_key(job), outcome["result"])
         else:
             self.say(f"the baseline could not be computed: {outcome['error']}")
+        self._start_data_check(job)
 
     def _take_data_check(self, key: str, outcome: Outcome) -> None:
         """Keep the check of one data, and say what is wrong."""
