@@ -134,7 +134,7 @@ def environment_of(work: Work, out: Path) -> dict[str, str]:
 
 
 def matmul_rate() -> float:
-    """Return the bf16 matrix products of this moment, in FLOP/s."""
+    """Return the rate of matrix products of this moment, in FLOP/s (see speed_probe.py)."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads())}
     command = [sys.executable, str(ROOT / "benchmarks" / "speed_probe.py")]
     run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
