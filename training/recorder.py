@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from training.disk import append_line
+
 EVENTS_FILE = "events.jsonl"
 
 Event = dict[str, Any]
@@ -36,8 +38,7 @@ class FolderRecorder:
     def event(self, kind: str, **values: Any) -> None:
         """Append one JSON line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **values}, ensure_ascii=False)
-        with (self.folder / EVENTS_FILE).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.folder / EVENTS_FILE, line)
 
     def save(self, relative_path: str, source: Path) -> None:
         """Do nothing: the rank works in the run folder itself."""

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from card import DEVICE, NEEDS_CARD
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "integration"))  # what its conftest imports lies beside it
 from integration.conftest import (  # noqa: F401
     CHECKOUT,
     command,
