@@ -3,7 +3,7 @@
     python benchmarks/speed_probe.py
 
 Prints the median of seven rounds of products of two 2048 x 2048 matrices, on as many threads as OMP_NUM_THREADS says.
-They are bf16, but fp32 on a CPU without AVX-512, which takes minutes for one bf16 product.
+They are bf16, but fp32 on a CPU without AVX-512, where the same products in bf16 take many times as long.
 `speed.py` runs it right before each cell, so that a machine that is slow for a while is not taken for slow software.
 """
 

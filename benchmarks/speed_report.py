@@ -107,7 +107,7 @@ def ratio_table(rows: list[Row]) -> str:
 
 def cell_table(cells: list[Cell]) -> str:
     """Return what was recorded beside, medians over repetitions."""
-    header = ["model", "data", "side", "ZeRO", "batch", "tokens/s", "padding", "share of bf16 products", "start-up"]
+    header = ["model", "data", "side", "ZeRO", "batch", "tokens/s", "padding", "share of matrix products", "start-up"]
     header += ["whole process", "peak RSS", "runs"]
     lines = []
     for group, runs in sorted(grouped(cells).items(), key=lambda item: sort_key(item[0])):
@@ -160,7 +160,7 @@ the same file of ds_configs/ against peers with one.
   the step events of events.jsonl; the peers' are taken by a TrainerCallback at `on_step_end` (ms-swift's trainer is
   built on the same one). Imports, tokenization, evaluation and saving are not in it; evaluation and saving are
   in Shoal's whole process and not in the peers'.
-- share of bf16 products: (4 P + 6 A) FLOPs a token x tokens/s, over the rate of 2048 x 2048 bf16 products measured
+- share of matrix products: (4 P + 6 A) FLOPs a token x tokens/s, over the rate of 2048 x 2048 products measured
   right before the cell on as many threads ({rates[0] / 1e9:,.0f} to {rates[-1] / 1e9:,.0f} GFLOP/s here). P: weights of
   the frozen linear layers (2 P forward, 2 P backward, for the gradient of the inputs alone); A: weights of the adapters
   (2 A forward, 4 A backward). Attention scores, norms and what is computed twice are not counted.

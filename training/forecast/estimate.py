@@ -136,7 +136,7 @@ def forecast(
 
 
 def _load_libraries() -> None:
-    """Load, once, what every fork needs: half of a small model's forecast was spent in importing it."""
+    """Load what every fork needs once, before it, and not in each."""
     for name in ("training.forecast.simulate", "deepspeed", "peft", "bitsandbytes"):
         importlib.import_module(name)
 
