@@ -18,9 +18,15 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's cache out of the tests and the tests out of it; programs they start inherit the variable."""
+    """Keep the user's cache out of the tests and the tests out of it; programs they start inherit the variable.
+
+    All processes of pytest-xdist share it: what one has forecast, no other does again.
+    """
     before = os.environ.get("SHOAL_CACHE")
-    os.environ["SHOAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    folder.mkdir(exist_ok=True)
+    os.environ["SHOAL_CACHE"] = str(folder)
     yield
     if before is None:
         del os.environ["SHOAL_CACHE"]

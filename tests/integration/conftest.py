@@ -108,7 +108,6 @@ def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -127,6 +126,13 @@ def write_study(workplace: Path, **changes: Any) -> Path:
 
 def read_report(workplace: Path) -> dict[str, Any]:
     return json.loads((workplace / "outputs/tiny/report.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray with virtual cards of 8, 12 and 8 GiB, for every test that minds no other in it."""
+    with ray_head(tmp_path_factory.mktemp("cluster"), cards=[8, 12, 8]) as (address, _):
+        yield address
 
 
 HEAD = """

@@ -17,10 +17,9 @@ GOOD, BAD, WORSE = 0.9, 0.3, 0.2
 
 
 def study_of(workplace: Path, rates: list[float], seeds: list[int]) -> Path:
-    """Write a study with a card for each job: a hopeless one waits for a good one, so that all must have one."""
+    """Write a study whose jobs are to run at once: a hopeless one waits for a good one."""
     return write_study(
         workplace,
-        cards_gib=[2] * len(rates) * len(seeds),
         num_ranks=1,  # a last job would be spread over the cards that are free
         early_stopping={"grace_epochs": 1},
         lora={"r": fake_rank.REACHES_ITS_LEARNING_RATE},
@@ -30,16 +29,16 @@ def study_of(workplace: Path, rates: list[float], seeds: list[int]) -> Path:
     )
 
 
-def run(study: Path) -> dict[str, Any]:
-    assert run_study(study, run_job=fake_rank.run_job) == 0
+def run(study: Path, cluster: str) -> dict[str, Any]:
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 0
     return read_report(study.parent)
 
 
 def test_hopeless_settings_are_stopped_and_a_second_run_repeats_nothing(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
+    workplace: Path, cluster: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = study_of(workplace, [GOOD, BAD, WORSE], [0, 1])
-    report = run(study)
+    report = run(study, cluster)
     shown = capsys.readouterr().out
 
     status = {job["name"]: job["status"] for job in report["jobs"]}
@@ -62,20 +61,20 @@ def test_hopeless_settings_are_stopped_and_a_second_run_repeats_nothing(
     assert f"{total['steps_saved']} of their 16 steps were not trained, an estimated" in shown
 
     written = {path: path.stat().st_mtime_ns for path in workplace.glob("outputs/tiny/jobs/*/*.json*")}
-    again = run(study)
+    again = run(study, cluster)
     assert {job["name"]: job["status"] for job in again["jobs"]} == status
     assert len(written) >= 6 and {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_a_stopped_job_goes_on_from_its_checkpoint_where_the_study_is_changed(workplace: Path) -> None:
+def test_a_stopped_job_goes_on_from_its_checkpoint_where_the_study_is_changed(workplace: Path, cluster: str) -> None:
     study = study_of(workplace, [GOOD, BAD], [0])
-    assert run(study)["early_stopping"]["steps_saved"] == 3
+    assert run(study, cluster)["early_stopping"]["steps_saved"] == 3
     content = yaml.safe_load(study.read_text())
     del content["early_stopping"]
     study.write_text(yaml.safe_dump(content))
     (workplace / "outputs/tiny/jobs/patience").touch()
 
-    report = run(study)
+    report = run(study, cluster)
 
     assert {job["status"] for job in report["jobs"]} == {"succeeded"} and report["early_stopping"] is None
     job = workplace / "outputs/tiny/jobs/lr0.3-seed0"

@@ -20,9 +20,9 @@ from launcher.run import run_study
 MIB = 1 << 20
 
 
-def start(study: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(study: Path, out: Path, **variables: str) -> subprocess.Popen[bytes]:
     """Start the study in a process of its own, as `shoal run` does."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)]), **variables}
     with out.open("w") as file:
         return subprocess.Popen([sys.executable, "-m", "fake_rank", str(study)], env=env, stdout=file, stderr=file)
 
@@ -67,12 +67,12 @@ def small_disk(workplace: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", outputs], check=True)
 
 
-def test_a_full_disk_is_waited_for(workplace: Path, small_disk: Path) -> None:
+def test_a_full_disk_is_waited_for(workplace: Path, small_disk: Path, cluster: str) -> None:
     """The adapter of 10 MB finds no room beside what somebody else has put there, until that goes."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(18 * MIB))
     study, out = write_study(workplace), workplace / "out.txt"
-    launcher = start(study, out)
+    launcher = start(study, out, RAY_ADDRESS=cluster)
     wait_until(launcher, out, said="the head's disk is full; the job waits with adapter")
     job = small_disk / "tiny/jobs/job"
     assert not (job / "adapter").exists() and not (job / "result.json").exists()

@@ -15,7 +15,7 @@ from typing import Any
 import fake_rank
 import pytest
 import yaml
-from conftest import CHECKOUT, ray_head, read_report, write_study
+from conftest import CHECKOUT, read_report, write_study
 
 from launcher.run import run_study
 
@@ -74,19 +74,20 @@ def most_held(records: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
     return most, together
 
 
-def test_a_mixed_study_shares_unequal_cards_without_over_booking(workplace: Path, long_texts: Path) -> None:
+def test_a_mixed_study_shares_unequal_cards_without_over_booking(
+    workplace: Path, long_texts: Path, cluster: str
+) -> None:
     jobs = jobs_of({f"small{index}": SMALL for index in range(2)} | {f"medium{index}": MEDIUM for index in range(3)})
     jobs += jobs_of({"large": LARGE, "impossible": IMPOSSIBLE})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
-    with ray_head(workplace, cards=[8, 12]) as (address, _):
-        assert run_study(study, address=address, run_job=fake_rank.run_job) == 1
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 1
     report = {job["name"].split("-")[0]: job for job in read_report(workplace)["jobs"]}
     message = report.pop("impossible")["error"]["message"]
     assert "Refused before it started" in message and "has 12" in message and "per_device_train_batch_size" in message
     assert {job["status"] for job in report.values()} == {"succeeded"}
     most, together = most_held(placements(workplace / "outputs/tiny"))
     limits = {card: 12 if card.endswith(":1") else 8 for card in most}
-    assert len(most) == 2 and all(most[card] <= limits[card] for card in most)
+    assert len(most) == 3 and all(most[card] <= limits[card] for card in most)
     assert together > 1
     large = report["large"]
     assert large["placement"]["cards"][0].endswith(":1") and 8 < large["placement"]["card_gib"] <= 12
@@ -94,19 +95,19 @@ def test_a_mixed_study_shares_unequal_cards_without_over_booking(workplace: Path
     assert sum(large["forecast"]["host"].values()) <= large["placement"]["card_gib"] * 2**30
 
 
-def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_texts: Path) -> None:
-    jobs = jobs_of({f"job{index}": MEDIUM for index in range(2)})
+def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_texts: Path, cluster: str) -> None:
+    """Both have a job for which there is but one card."""
+    jobs = jobs_of({"medium": MEDIUM, "large": LARGE})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
     content = yaml.safe_load(study.read_text())
-    with ray_head(workplace, cards=[8, 12]) as (address, _):
-        environment = {**os.environ, "RAY_ADDRESS": address}
-        environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
-        launchers = []
-        for name in ("first", "second"):
-            (workplace / f"{name}.yaml").write_text(yaml.safe_dump(content))
-            command = [sys.executable, "-m", "fake_rank", f"{name}.yaml"]
-            launchers.append(subprocess.Popen(command, env=environment))
-        assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+    launchers = []
+    for name in ("first", "second"):
+        (workplace / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        command = [sys.executable, "-m", "fake_rank", f"{name}.yaml"]
+        launchers.append(subprocess.Popen(command, env=environment))
+    assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
     records = [*placements(workplace / "outputs/first"), *placements(workplace / "outputs/second")]
     assert len(records) == 8
     most, _ = most_held(records)

@@ -12,13 +12,13 @@ from pathlib import Path
 import fake_rank
 import psutil
 import pytest
-from conftest import CHECKOUT, ray_head, read_report, write_study
+from conftest import CHECKOUT, read_report, write_study
 
 from launcher.run import run_study
 from training.errors import UserError
 
 
-def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace: Path) -> None:
+def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace: Path, cluster: str) -> None:
     jobs = [
         {"name": "good", "seed": [0, 1]},
         {"name": "wide", "num_ranks": 2},
@@ -29,7 +29,7 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     ]
     study = write_study(workplace, max_failures=1, sweep={"jobs": jobs})
 
-    assert run_study(study, run_job=fake_rank.run_job) == 1
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 1
 
     report = read_report(workplace)
     by_name = {job["name"]: job for job in report["jobs"]}
@@ -63,16 +63,16 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     del jobs[4]
     study = write_study(workplace, sweep={"jobs": jobs})
 
-    assert run_study(study, run_job=fake_rank.run_job) == 0
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 0
 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert all(job["status"] == "succeeded" for job in read_report(workplace)["jobs"])
     assert (workplace / "outputs/tiny/jobs/raises.old-1/failure.json").exists()
 
 
-def test_a_job_out_of_memory_goes_on_in_fresh_processes(workplace: Path) -> None:
+def test_a_job_out_of_memory_goes_on_in_fresh_processes(workplace: Path, cluster: str) -> None:
     study = write_study(workplace, lora={"r": fake_rank.OUT_OF_MEMORY}, training={"per_device_train_batch_size": 8})
-    assert run_study(study, run_job=fake_rank.run_job) == 0
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 0
     (job,) = read_report(workplace)["jobs"]
     assert job["status"] == "succeeded"
     assert [retry["changes"]["per_device_train_batch_size"] for retry in job["retries"]] == [[8, 4]]
@@ -110,14 +110,6 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> N
     assert run_study(study, run_job=fake_rank.run_job) == 0
     events = (workplace / "outputs/tiny/jobs/job/events.jsonl").read_text()
     assert "resuming after step 1" in events
-
-
-def test_a_study_joins_a_running_cluster_and_leaves_it_running(workplace: Path) -> None:
-    study = write_study(workplace, sweep={"jobs": [{"name": "one"}, {"name": "wide", "num_ranks": 2}]})
-    with ray_head(workplace, cards=[8, 8]) as (address, head):
-        assert run_study(study, address=address, run_job=fake_rank.run_job) == 0
-        assert head.poll() is None
-    assert {job["status"] for job in read_report(workplace)["jobs"]} == {"succeeded"}
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once(workplace: Path) -> None:
