@@ -10,6 +10,7 @@ not survive a fork. The parent must start no thread, join no group and load no m
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 import time
@@ -76,15 +77,17 @@ def fork(task: Callable[[], int], log: Path, environment: dict[str, str] | None 
         os._exit(status)
 
 
-def start_ranks(flags: list[str], num_ranks: int, log: Path) -> list[int]:
-    """Start a job's ranks with these flags of training/main.py; return their process ids, rank 0 first."""
-    from training.main import main
+def start_ranks(flags: list[str], num_ranks: int, log: Path, program: Path | None = None) -> list[int]:
+    """Start a job's ranks with these flags of training/main.py; return their process ids, rank 0 first.
+
+    `program` is run in its place, as a script.
+    """
     from training.ranks import Ranks, free_port
 
     port = free_port()
     return [
         fork(
-            lambda: main(flags),
+            lambda: _run(program or ROOT / "training" / "main.py", flags),
             log,
             Ranks(
                 rank=rank,
@@ -97,6 +100,17 @@ def start_ranks(flags: list[str], num_ranks: int, log: Path) -> list[int]:
         )
         for rank in range(num_ranks)
     ]
+
+
+def _run(program: Path, flags: list[str]) -> int:
+    """Run a program as Python would, but for its imports, in a process whose command line is the program's own."""
+    sys.argv = [str(program), *flags]
+    sys.orig_argv = [sys.executable, *sys.argv]  # a job out of memory begins again with it
+    try:
+        runpy.run_path(str(program), run_name="__main__")
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    return 0
 
 
 def wait(pids: list[int], timeout_seconds: float = TIMEOUT_SECONDS) -> list[int]:
@@ -138,9 +152,15 @@ def kill(pid: int) -> None:
         return
 
 
-def run_ranks(flags: list[str], num_ranks: int, log: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> list[int]:
-    """Run a job to its end; return its ranks' exit statuses."""
-    return wait(start_ranks(flags, num_ranks, log), timeout_seconds)
+def run_ranks(
+    flags: list[str],
+    num_ranks: int,
+    log: Path,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    program: Path | None = None,
+) -> list[int]:
+    """Run a job to its end; return its ranks' exit statuses. `program` as for `start_ranks`."""
+    return wait(start_ranks(flags, num_ranks, log, program), timeout_seconds)
 
 
 def run_forked(task: Callable[[], int], log: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> int:

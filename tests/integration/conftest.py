@@ -49,8 +49,9 @@ def run_program(*arguments: str, num_ranks: int = 1) -> subprocess.CompletedProc
     return subprocess.run(words, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
 
 
-def command(*arguments: str, num_ranks: int = 1, program: Path = CHECKOUT / "training" / "main.py") -> list[str]:
+def command(*arguments: str, num_ranks: int = 1) -> list[str]:
     """Return the command line of a job."""
+    program = CHECKOUT / "training" / "main.py"
     if num_ranks == 1:
         return [sys.executable, str(program), *arguments]
     from training.ranks import free_port

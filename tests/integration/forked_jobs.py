@@ -22,12 +22,21 @@ sys.path.insert(0, str(CHECKOUT))
 from benchmarks.forked import preload, run_ranks  # noqa: E402
 
 
-def run_job(*flags: str, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run training/main.py with these flags to its end; status and output are of all ranks together."""
+def run_job(
+    *flags: str, num_ranks: int = 1, program: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run training/main.py, or another program, with these flags to its end; status and output are of all ranks.
+
+    `variables` are added to the environment.
+    """
     server = _server()
     assert server.stdin and server.stdout
     with tempfile.NamedTemporaryFile("r", suffix=".log", encoding="utf-8", errors="replace") as log:
-        server.stdin.write(json.dumps({"flags": flags, "num_ranks": num_ranks, "log": log.name}) + "\n")
+        job = {
+            "flags": flags, "num_ranks": num_ranks, "log": log.name, "program": program and str(program),
+            "variables": variables,
+        }  # fmt: skip
+        server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         answer = server.stdout.readline()
         output = log.read()
@@ -53,7 +62,12 @@ def serve() -> None:
     preload()
     for line in sys.stdin:
         job = json.loads(line)
-        print(json.dumps(run_ranks(job["flags"], job["num_ranks"], Path(job["log"]))), file=answers)
+        program = job["program"] and Path(job["program"])
+        os.environ |= job["variables"]
+        statuses = run_ranks(job["flags"], job["num_ranks"], Path(job["log"]), program=program)
+        for name in job["variables"]:
+            del os.environ[name]
+        print(json.dumps(statuses), file=answers)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from conftest import environment
 
+CASES = ("nf4, ZeRO-2", "bf16, ZeRO-3")
+
 
 @pytest.fixture(scope="module")
 def cells(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
     folder = tmp_path_factory.mktemp("loading")
     run = subprocess.run(
-        [sys.executable, "benchmarks/loading.py", "--small", "--output", str(folder)],
+        [sys.executable, "benchmarks/loading.py", "--small", "--only", *CASES, "--output", str(folder)],
         cwd=checkout, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
@@ -28,7 +30,7 @@ def cells(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
 
 
 def test_every_case_is_measured_on_every_side(cells: dict[tuple[str, str], dict[str, Any]]) -> None:
-    assert len(cells) == 8
+    assert {case for case, _ in cells} == set(CASES) and len(cells) == 4
     assert all(cell["peak_anonymous_bytes"] >= cell["stays_anonymous_bytes"] > 0 for cell in cells.values())
     for (case, side), cell in cells.items():
         assert bool(cell["partitioned"]) == ("ZeRO-3" in case), (case, side)

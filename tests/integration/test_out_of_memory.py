@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CHECKOUT, command, environment, read_events
+from conftest import CHECKOUT, read_events
 from forked_jobs import run_job
 
 from training.result import RunResult, read_result
@@ -18,9 +17,8 @@ SMALL_CARD = CHECKOUT / "tests" / "integration" / "small_card.py"
 
 
 def run_on_small_card(flags: list[str], folder: Path, card: dict[str, Any], num_ranks: int) -> Any:
-    words = command(*flags, "--output_dir", str(folder), num_ranks=num_ranks, program=SMALL_CARD)
-    env = {**environment(), "SMALL_CARD": json.dumps(card)}
-    return subprocess.run(words, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=300)
+    words = [*flags, "--output_dir", str(folder)]
+    return run_job(*words, num_ranks=num_ranks, program=SMALL_CARD, SMALL_CARD=json.dumps(card))
 
 
 def result_of(folder: Path) -> RunResult:

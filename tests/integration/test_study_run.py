@@ -85,7 +85,7 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> None:
+def test_ctrl_c_leaves_no_process(workplace: Path) -> None:
     study = write_study(workplace, lora={"r": fake_rank.WAITS}, num_ranks=2)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])}
     command = [sys.executable, "-m", "fake_rank", str(study)]
@@ -107,9 +107,6 @@ def test_ctrl_c_leaves_no_process_and_the_next_run_resumes(workplace: Path) -> N
     assert [process.cmdline() for process in alive] == []
     assert "Run the same command to go on" in (workplace / "out.txt").read_text()
     assert "this is rank 0 of 2" in (workplace / "outputs/tiny/jobs/job/rank0.log").read_text()
-    assert run_study(study, run_job=fake_rank.run_job) == 0
-    events = (workplace / "outputs/tiny/jobs/job/events.jsonl").read_text()
-    assert "resuming after step 1" in events
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once(workplace: Path) -> None:
