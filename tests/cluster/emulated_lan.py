@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -96,6 +97,9 @@ class Lan:
         """Where every PC's home is, seen from that PC."""
         self.key = folder / "key"
         self.addresses: dict[str, str] = {}
+        self.profiles: dict[str, Mapping[str, str]] = {}
+        self.first_of: dict[str, int] = {}
+        """PC -> the process whose end is the PC's."""
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Lan:
@@ -122,7 +126,8 @@ class Lan:
         for part in ("home", "tmp"):
             (own / part).mkdir(parents=True, exist_ok=True)
         (own / "tmp").chmod(0o1777)
-        address = f"{NETWORK}.{len(self.addresses) + 2}"
+        address = self.addresses.setdefault(name, f"{NETWORK}.{len(self.addresses) + 2}")
+        self.profiles[name] = profile
         (own / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n")  # as Debian's installer writes it
         users = [line.split(":") for line in Path("/etc/passwd").read_text().splitlines()]
         users = [[*user[:5], str(self.home), "/bin/bash"] if user[0] == "root" else user for user in users]
@@ -138,18 +143,31 @@ class Lan:
         spaces = ["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         process = self._start([*self._inside(), "unshare", *spaces, "bash", "-c", script])
         unshare = _only_child(process.pid)  # nsenter forks to enter the process namespace
-        first = _only_child(unshare)
+        first = self.first_of[name] = _only_child(unshare)
         veth = f"ip link add name {name} type veth peer name eth0 netns {first} && ip link set {name} master lan up"
         subprocess.run(
             ["nsenter", f"--target={self.first}", "--net", "bash", "-c", veth], env=environment(), check=True
         )
-        self.addresses[name] = address
         return address
 
     def cut(self, name: str) -> None:
-        """Take a PC off the network for good."""
-        command = ["nsenter", f"--target={self.first}", "--net", "ip", "link", "set", name, "down"]
+        """Take a PC off the network."""
+        self._set_link(name, "down")
+
+    def mend(self, name: str) -> None:
+        """Put a PC that was cut off back on the network."""
+        self._set_link(name, "up")
+
+    def _set_link(self, name: str, state: str) -> None:
+        command = ["nsenter", f"--target={self.first}", "--net", "ip", "link", "set", name, state]
         subprocess.run(command, env=environment(), check=True)
+
+    def turn_off_and_on(self, name: str) -> None:
+        """End all processes of a PC at once, and start it anew with the disk as it is."""
+        os.kill(self.first_of[name], signal.SIGKILL)
+        while Path(f"/proc/{self.first_of[name]}").exists():
+            time.sleep(0.05)
+        self.add(name, self.profiles[name])
 
     def run(self, *command: str | Path, cwd: Path = CHECKOUT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the user's own PC."""

@@ -9,11 +9,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from emulated_lan import CHECKOUT, Lan, install_shoal, why_not
@@ -31,16 +33,18 @@ README = (CHECKOUT / "cluster" / "README.md").read_text(encoding="utf-8")
 CARDS_GIB = {"head": None, "worker1": "8", "worker2": "12,8"}
 """The two cards of one size, which a job of two ranks needs, are in two PCs."""
 
-STUDY = """
+STEPS = 150
+STUDY = f"""
 name: lan
-model: {model_name_or_path: data/tiny}
-data: {train_file: data/train.jsonl, test_file: data/test.jsonl, max_seq_length: 32}
-training: {per_device_train_batch_size: 8, learning_rate: 1.0e-2, max_steps: 4}
+model: {{model_name_or_path: data/tiny, dtype: fp32}}
+data: {{train_file: data/train.jsonl, test_file: data/test.jsonl, max_seq_length: 32}}
+training: {{per_device_train_batch_size: 8, learning_rate: 1.0e-3, max_steps: {STEPS}, save_steps: 5}}
 sweep:
   jobs:
-    - {name: one, deepspeed: ds_configs/zero0.json}
-    - {name: wide, deepspeed: ds_configs/zero3.json, num_ranks: 2}
+    - {{name: one, deepspeed: ds_configs/zero0.json}}
+    - {{name: wide, deepspeed: ds_configs/zero3.json, num_ranks: 2, training: {{max_steps: 4}}}}
 """
+START = "ray submit --start cluster/cluster.yaml launcher/launch.py -- studies/demo.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +68,44 @@ class User:
         assert run.returncode == 0, run.stdout[-12000:]
         return run.stdout
 
-    def report(self) -> dict[str, Any]:
-        """Return the study's report as it lies on the head."""
-        path = self.lan.folder / "head" / "home" / "shoal" / "outputs" / "lan" / "report.json"
-        return json.loads(path.read_text(encoding="utf-8"))
+    def outputs(self, study: str = "lan") -> Path:
+        """Return a study's folder on the head."""
+        return self.lan.folder / "head" / "home" / "shoal" / "outputs" / study
+
+    def jobs(self, study: str = "lan") -> dict[str, dict[str, Any]]:
+        """Return a study's jobs by its report on the head."""
+        report = json.loads((self.outputs(study) / "report.json").read_text(encoding="utf-8"))
+        return {job["name"]: job for job in report["jobs"]}
 
     def results(self) -> dict[str, int]:
         """Return when each result on the head was written."""
-        jobs = self.lan.folder / "head" / "home" / "shoal" / "outputs" / "lan" / "jobs"
-        return {path.parent.name: path.stat().st_mtime_ns for path in jobs.glob("*/result.json")}
+        return {path.parent.name: path.stat().st_mtime_ns for path in self.outputs().glob("jobs/*/result.json")}
+
+    def write_study_of_one(self, name: str) -> str:
+        """Write a study that has of STUDY the job of one rank alone; return its path in the checkout."""
+        study = STUDY.split("    - {name: wide", maxsplit=1)[0].replace("name: lan", f"name: {name}")
+        (self.checkout / "studies" / f"{name}.yaml").write_text(study)
+        return f"studies/{name}.yaml"
+
+    def wait_for_checkpoint(self, study: str, submitted: Future[str]) -> None:
+        """Return once a study's job of one rank has a checkpoint on the head."""
+        while not list((self.outputs(study) / "jobs/one/checkpoints").glob("step-*")):
+            assert not submitted.done(), submitted.result()
+            time.sleep(0.1)
+
+    def require_same_answers(self, study: str) -> None:
+        """Hold what the study's job of one rank came to equal to what the undisturbed one did."""
+        job = self.jobs(study)["one"]
+        assert job["status"] == "succeeded" and job["train"]["steps"] == STEPS
+        events = [json.loads(line) for line in (self.outputs(study) / "jobs/one/events.jsonl").read_text().splitlines()]
+        assert any("resuming after step" in event.get("message", "") for event in events)
+        found, expected = (
+            pq.read_table(self.outputs(name) / "jobs/one/predictions.parquet").to_pydict() for name in (study, "lan")
+        )
+        assert found.keys() == expected.keys() and len(expected["id"]) > 30
+        logits = found.pop("logits"), expected.pop("logits")
+        np.testing.assert_allclose(*map(np.array, logits), rtol=1e-3, atol=1e-3)  # PCs differ in threads a rank
+        assert found == expected
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +118,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
             lan.add(name, {} if cards is None else {"SHOAL_CARDS_GIB": cards})
         someone = User(lan=lan, checkout=folder / "checkout")
         lay_checkout(someone)
-        someone.ray("ray submit --start cluster/cluster.yaml launcher/launch.py -- studies/demo.yaml")
+        someone.ray(START)
         yield someone
 
 
@@ -117,11 +150,11 @@ def lay_checkout(user: User) -> None:
 
 
 def test_the_study_is_done_on_the_workers(user: User) -> None:
-    jobs = {job["name"]: job for job in user.report()["jobs"]}
+    jobs = user.jobs()
     assert {name: job["status"] for name, job in jobs.items()} == {"one": "succeeded", "wide": "succeeded"}
     assert jobs["wide"]["num_ranks"] == 2
-    assert all(job["train"]["steps"] == 4 for job in jobs.values())
-    wide = user.lan.folder / "head/home/shoal/outputs/lan/jobs/wide"
+    assert {name: job["train"]["steps"] for name, job in jobs.items()} == {"one": STEPS, "wide": 4}
+    wide = user.outputs() / "jobs/wide"
     assert {"rank0.log", "rank1.log"} <= {path.name for path in wide.iterdir()}
     nodes = user.ray("ray exec cluster/cluster.yaml 'ray status'")
     assert {"card0_gib", "card1_gib"} == set(re.findall(r"card\d+_gib", nodes))
@@ -152,28 +185,40 @@ def test_other_ways_in_repeat_nothing(user: User) -> None:
     assert user.results() == before
 
 
-def test_a_job_whose_pc_goes_for_good_goes_on_elsewhere(user: User) -> None:
-    """Its link is cut in the middle. That a resumed job equals one undisturbed, test_training and test_kills hold."""
-    steps = 150
-    study = STUDY.split("    - {name: wide", maxsplit=1)[0].replace("name: lan", "name: cut")
-    study = study.replace("max_steps: 4", f"max_steps: {steps}, save_steps: 5")
-    (user.checkout / "studies" / "cut.yaml").write_text(study)
-    user.ray("ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'", "studies/cut.yaml")
-    outputs = user.lan.folder / "head/home/shoal/outputs/cut"
+def test_a_pc_is_cut_off_and_comes_back(user: User) -> None:
+    """Its job goes on on another PC, to the same end; when its link is mended, the head takes it back."""
+    study = user.write_study_of_one("cut")
+    user.ray("ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'", study)
     with ThreadPoolExecutor(1) as pool:
-        submitted = pool.submit(user.ray, SUBMIT, "studies/cut.yaml")
-        while not list((outputs / "jobs/one/checkpoints").glob("step-*")):
-            assert not submitted.done(), submitted.result()
-            time.sleep(0.1)
-        first = json.loads((outputs / "placements.jsonl").read_text().splitlines()[0])
+        submitted = pool.submit(user.ray, SUBMIT, study)
+        user.wait_for_checkpoint("cut", submitted)
+        first = json.loads((user.outputs("cut") / "placements.jsonl").read_text().splitlines()[0])
         lost = first["cards"][0].split(":")[0]
         user.lan.cut(lost)
         said = submitted.result()
     assert "Going on from its newest checkpoint" in said
-    (job,) = json.loads((outputs / "report.json").read_text())["jobs"]
-    assert job["status"] == "succeeded" and job["train"]["steps"] == steps and len(job["restarts"]) >= 1
-    assert not job["placement"]["cards"][0].startswith(lost)
-    assert "resuming after step" in (outputs / "jobs/one/events.jsonl").read_text()
+    job = user.jobs("cut")["one"]
+    assert len(job["restarts"]) >= 1 and not job["placement"]["cards"][0].startswith(lost)
+    user.require_same_answers("cut")
+    assert "20.0 card0_gib" not in user.on_head("ray status")
+    user.lan.mend(lost)
+    while "20.0 card0_gib" not in user.on_head("ray status"):
+        time.sleep(1)
+
+
+def test_the_head_is_turned_off_and_the_same_command_goes_on(user: User) -> None:
+    study = user.write_study_of_one("off")
+    user.ray("ray rsync-up cluster/cluster.yaml studies/mine.yaml '~/shoal/studies/mine.yaml'", study)
+    before = user.results()
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(user.ray, SUBMIT, study, ok=False)
+        user.wait_for_checkpoint("off", submitted)
+        user.lan.turn_off_and_on("head")
+        submitted.result()
+    assert not (user.outputs("off") / "report.json").exists()
+    user.ray(START, study)
+    user.require_same_answers("off")
+    assert user.results() == before
 
 
 def test_what_cannot_run_says_how_to_mend_it(user: User) -> None:
