@@ -13,6 +13,9 @@ from hypothesis import settings
 settings.register_profile("shoal", deadline=None)
 settings.load_profile("shoal")
 
+# A process of these joins Rays and starts them; Ray settles for good, when it is first asked, whether it shows a token.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 

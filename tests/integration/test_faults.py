@@ -33,7 +33,7 @@ def wait_until(launcher: subprocess.Popen[bytes], out: Path, *paths: Path, said:
         time.sleep(0.1)
 
 
-def test_a_killed_launcher_leaves_no_process_and_the_same_command_goes_on(workplace: Path) -> None:
+def test_a_killed_launcher_leaves_no_process_and_the_same_command_goes_on(workplace: Path, cluster: str) -> None:
     jobs = [{"name": "short"}, {"name": "long", "lora": {"r": fake_rank.WAITS}}]
     study, out = write_study(workplace, sweep={"jobs": jobs}), workplace / "out.txt"
     launcher = start(study, out)
@@ -46,7 +46,7 @@ def test_a_killed_launcher_leaves_no_process_and_the_same_command_goes_on(workpl
     assert [process.cmdline() for process in alive] == []
     finished = (folder / "short/result.json").stat().st_mtime_ns
 
-    assert run_study(study, run_job=fake_rank.run_job) == 0
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 0
 
     assert (folder / "short/result.json").stat().st_mtime_ns == finished
     assert "resuming after step 1" in (folder / "long/events.jsonl").read_text()

@@ -16,12 +16,12 @@ from benchmarks import largest
 
 
 def test_jobs_take_what_was_forecast(tmp_path: Path) -> None:
-    """benchmarks/memory_forecast.py on a few of its jobs; its exit status says whether all its bounds hold."""
-    command = [sys.executable, "benchmarks/memory_forecast.py", "--jobs", "2", "--output", str(tmp_path)]
+    """benchmarks/memory_forecast.py on one of its jobs; its exit status says whether all its bounds hold."""
+    command = [sys.executable, "benchmarks/memory_forecast.py", "--jobs", "1", "--output", str(tmp_path)]
     run = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True, timeout=900)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
     rows = json.loads((tmp_path / "memory_forecast.json").read_text())["rows"]
-    assert len(rows) == 2 and all(row["measured"] for row in rows)
+    assert len(rows) == 1 and all(row["measured"] for row in rows)
     assert (tmp_path / "memory_forecast.png").stat().st_size > 10_000
 
 

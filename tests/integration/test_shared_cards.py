@@ -1,4 +1,4 @@
-"""Jobs of unequal needs on unequal cards, on a real Ray: nothing is over-booked, by one study or by two at once."""
+"""Jobs of unequal needs on unequal cards, on a real Ray: nothing is over-booked. Of two studies: test_two_studies."""
 
 from __future__ import annotations
 
@@ -93,25 +93,6 @@ def test_a_mixed_study_shares_unequal_cards_without_over_booking(
     assert large["placement"]["cards"][0].endswith(":1") and 8 < large["placement"]["card_gib"] <= 12
     assert report["small0"]["placement"]["card_gib"] < report["medium0"]["placement"]["card_gib"] < 8
     assert sum(large["forecast"]["host"].values()) <= large["placement"]["card_gib"] * 2**30
-
-
-def test_two_studies_on_one_cluster_over_book_no_card(workplace: Path, long_texts: Path, cluster: str) -> None:
-    """Both have a job for which there is but one card."""
-    jobs = jobs_of({"medium": MEDIUM, "large": LARGE})
-    study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
-    content = yaml.safe_load(study.read_text())
-    environment = {**os.environ, "RAY_ADDRESS": cluster}
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
-    launchers = []
-    for name in ("first", "second"):
-        (workplace / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        command = [sys.executable, "-m", "fake_rank", f"{name}.yaml"]
-        launchers.append(subprocess.Popen(command, env=environment))
-    assert [launcher.wait(timeout=600) for launcher in launchers] == [0, 0]
-    records = [*placements(workplace / "outputs/first"), *placements(workplace / "outputs/second")]
-    assert len(records) == 8
-    most, _ = most_held(records)
-    assert all(gib <= (12 if card.endswith(":1") else 8) for card, gib in most.items())
 
 
 TWO_NODES = """

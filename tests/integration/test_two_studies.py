@@ -34,9 +34,21 @@ def jobs_that(status: StudyStatus, *kinds: str) -> list[str]:
     return [job.name for job in status.jobs if job.status in kinds]
 
 
+def placements(study: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (OUTPUTS / study / "placements.jsonl").read_text().splitlines()]
+
+
 def starts(study: str) -> list[tuple[float, str]]:
-    records = [json.loads(line) for line in (OUTPUTS / study / "placements.jsonl").read_text().splitlines()]
-    return [(record["time"], record["job"]) for record in records if record["event"] == "start"]
+    return [(record["time"], record["job"]) for record in placements(study) if record["event"] == "start"]
+
+
+def most_held() -> float:
+    """Return the most GiB that both studies held of the card at once, by their records."""
+    held = most = 0.0
+    for record in sorted([*placements("low"), *placements("high")], key=lambda record: record["time"]):
+        held += record["card_gib"] if record["event"] == "start" else -record["card_gib"]
+        most = max(most, held)
+    return most
 
 
 def test_the_next_free_card_goes_to_the_study_of_higher_priority(workplace: Path, capfd: Any) -> None:
@@ -77,6 +89,7 @@ def test_the_next_free_card_goes_to_the_study_of_higher_priority(workplace: Path
 
     assert [job for _, job in starts("low")] == [first, last] and len(starts("high")) == 1
     assert starts("high")[0] < starts("low")[1]
+    assert 1 < most_held() <= 2
     report = json.loads((OUTPUTS / "low/report.json").read_text())
     cancelled = {job["name"]: job["error"]["message"] for job in report["jobs"] if job["status"] == "cancelled"}
     assert cancelled == {first: "cancelled by the user", left_out: "cancelled by the user"}
