@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +54,12 @@ class RunningStudy(NamedTuple):
         """Return what the nodes' agents give Prometheus, at the addresses that Ray tells it."""
         discovered = self.session / "prom_metrics_service_discovery.json"
         targets = [target for group in json.loads(discovered.read_text()) for target in group["targets"]]
-        return "".join(
-            urllib.request.urlopen(f"http://{target}/metrics", timeout=30).read().decode() for target in targets
-        )
+        answers = []
+        for target in targets:
+            # Ray also names its autoscaler's and its dashboard's own ports, at which not always somebody listens.
+            with suppress(urllib.error.URLError):
+                answers.append(urllib.request.urlopen(f"http://{target}/metrics", timeout=30).read().decode())
+        return "".join(answers)
 
     def patiently(self, look: Callable[[], Any]) -> Any:
         """Return what `look` returns once it is something and raises no more."""
