@@ -256,11 +256,16 @@ def write_results(cells: list[Cell], command: str) -> None:
         "accuracy.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
         "accuracy.md": report(cells, rows, command),
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_whole(texts, RESULTS)
+
+
+def write_whole(texts: dict[str, str], folder: Path) -> None:
+    """Write files of these names, each by renaming a whole one into place; the folder is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        temporary = RESULTS / f".{name}.tmp"
+        temporary = folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(RESULTS / name)
+        temporary.replace(folder / name)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from sklearn.model_selection import train_test_split
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.accuracy import PACKAGES, hardware  # noqa: E402
+from benchmarks.accuracy import PACKAGES, hardware, write_whole  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 WAYS = ("head", "tail", "head+tail", "chunk")
@@ -194,14 +194,10 @@ Test texts of more tokens than max_seq_length: {longer}.
 
 
 def write_results(cells: list[Cell], folder: Path) -> None:
-    """Write long_text.json and long_text.md, each by renaming a whole file into place."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write long_text.json and long_text.md."""
     content = {"date": str(date.today()), "command": "python benchmarks/long_text.py", "cells": cells}
     texts = {"long_text.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n", "long_text.md": report(cells)}
-    for name, text in texts.items():
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
+    write_whole(texts, folder)
 
 
 def main() -> None:

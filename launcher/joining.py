@@ -64,7 +64,7 @@ def missing(config: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> li
         return [
             f"{worker} ({states.get(worker, 'not started')})"
             for worker in provider["worker_ips"]
-            if _address(worker) not in alive
+            if address_of(worker) not in alive
         ]
     kinds = config.get("available_node_types", {})
     wanted = sum(kind.get("min_workers", 0) for name, kind in kinds.items() if name != config.get("head_node_type"))
@@ -97,7 +97,7 @@ def _worker_states(cluster_name: str) -> dict[str, str]:
     return {}
 
 
-def _address(host: str) -> str:
+def address_of(host: str) -> str:
     """Return the IP address of a host; of an unknown one its name."""
     try:
         return socket.gethostbyname(host)

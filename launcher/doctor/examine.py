@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from launcher.doctor.links import measure
 from launcher.doctor.machine import Facts
 from launcher.doctor.nodes import ClusterFile, Node, NodeError, read_cluster_file, this_machine
 from launcher.doctor.stack import Stack
+from launcher.joining import address_of
 
 FACTS_SECONDS = 60.0
 STACK_SECONDS = 900.0
@@ -75,7 +75,7 @@ def examine_cluster(cluster: ClusterFile, tell: Tell) -> list[Finding]:
             else:
                 facts[node.name] = answer
         there = [node for node in nodes if node.name in facts]
-        addresses = {node.name: _resolve(node.name) for node in there}
+        addresses = {node.name: address_of(node.name) for node in there}
         own: Facts = this_machine().run("machine.py", timeout_seconds=FACTS_SECONDS)
         findings += compare(cluster, facts, own, addresses)
         if len(there) > 1 and cluster.head in facts:
@@ -116,14 +116,6 @@ def _with_stack(node: Node, facts: Facts) -> list[Finding]:
         broken = error("torch", node.name, f"PyTorch or DeepSpeed does not start: {problem}", fix)
         return [broken, *check_machine(node.name, facts, None)]
     return check_machine(node.name, facts, stack)
-
-
-def _resolve(name: str) -> str:
-    """Return the IP address of a name of the cluster file; of an unknown one the name."""
-    try:
-        return socket.gethostbyname(name)
-    except OSError:
-        return name
 
 
 def _tell(message: str) -> None:
