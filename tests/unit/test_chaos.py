@@ -1,0 +1,62 @@
+"""benchmarks/chaos.py notices what a study lost, and says what it measured. What strikes it is not tested here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import all_met, compare, memory_at
+from benchmarks.chaos_report import markdown
+
+ABOUT = {"date": "2026-11-28", "hardware": "some CPU", "versions": {"ray": "2"}}
+
+
+def write_job(study: Path, steps: list[int], adapter: bytes = b"a", predictions: bytes = b"p") -> None:
+    job = study / "outputs/chaos/jobs/seed0"
+    (job / "adapter").mkdir(parents=True)
+    (job / "adapter/adapter_model.safetensors").write_bytes(adapter)
+    (job / "predictions.parquet").write_bytes(predictions)
+    (job / "events.jsonl").write_text("".join(json.dumps({"kind": "step", "step": step}) + "\n" for step in steps))
+    (job / "result.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "adapter", "predictions", "wrong"),
+    [
+        ([1, 2, 2, 3], b"a", b"p", []),
+        ([1, 3], b"a", b"p", ["seed0: steps are missing"]),
+        ([1, 2, 3], b"b", b"p", ["seed0: adapter/adapter_model.safetensors is another"]),
+        ([1, 2, 3], b"a", b"q", ["seed0: predictions.parquet is another"]),
+    ],
+)
+def test_a_loss_is_noticed(
+    tmp_path: Path, steps: list[int], adapter: bytes, predictions: bytes, wrong: list[str]
+) -> None:
+    write_job(tmp_path / "calm", [1, 2, 3])
+    write_job(tmp_path / "struck", steps, adapter, predictions)
+    assert compare(tmp_path / "calm", tmp_path / "struck", 3) == wrong
+    assert compare(tmp_path / "calm", tmp_path / "nothing", 3)[0].startswith("jobs [] succeeded")
+
+
+def test_the_bounds_and_the_report() -> None:
+    strikes = ABOUT | {
+        "steps": 100, "every_seconds": 60.0, "undisturbed_seconds": 900.0, "struck_seconds": 1000.0, "useful": 0.9,
+        "strikes": ["rank", "node"], "redone_steps": 10, "restarts": 2, "wrong": [],
+    }  # fmt: skip
+    samples = [(1, 100 << 20), (2, 110 << 20)]
+    short = ABOUT | {
+        "jobs": 2, "succeeded": 2, "seconds": 60.0, "seconds_a_job": 30.0, "training_seconds_a_job": 1.0,
+        "launcher_bytes": samples, "growth": 1.1,
+    }  # fmt: skip
+    content = {"strikes": strikes, "short": short}
+    assert all_met(content) and memory_at(samples, 1.5) == 110 << 20
+    text = markdown({**content, "all_met": True})
+    assert "| time lost, a strike | 50 s |" in text and "| steps made again, a strike | 5.0 |" in text
+    assert "| 2 | 110 |" in text
+    for changed in (
+        {"strikes": {**strikes, "useful": 0.89}}, {"strikes": {**strikes, "wrong": ["x"]}},
+        {"short": {**short, "succeeded": 1}}, {"short": {**short, "growth": 1.2}},
+    ):  # fmt: skip
+        assert not all_met({**content, **changed})
