@@ -51,7 +51,7 @@ def table(caption: str, columns: Sequence[Column | str], rows: Sequence[Sequence
     for row in rows:
         first, *rest = row
         cells = [tag("td", cell, class_=_side(column)) for column, cell in zip(known[1:], rest, strict=True)]
-        body.append(tag("tr", tag("th", first, scope="row"), *cells))
+        body.append(tag("tr", tag("th", first, scope="row", class_=_side(known[0])), *cells))
     return scrolling(caption, tag("thead", head), tag("tbody", *body))
 
 
