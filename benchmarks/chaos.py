@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,8 +44,8 @@ PACKAGES = ("ray", "torch", "deepspeed", "peft")
 POLL_SECONDS = 0.2
 CARD_GIB = 4.0
 STORE_BYTES = 100 << 20
-RANK = "ray::RankActor"
-"""How Ray names the process of a rank that runs."""
+RANK = re.compile(r"ray::.+: rank \d+$")
+"""How Ray names the process of a rank that trains: by the name launcher.running gives the call."""
 LEAST_USEFUL, MOST_GROWTH = 0.9, 1.1
 """Share of the time that must be useful; the launcher's memory at the end of many jobs by that at a fifth of them."""
 
@@ -162,9 +163,9 @@ def run(
 
 
 def rank_processes() -> list[psutil.Process]:
-    """Return the processes of ranks on this machine."""
+    """Return the processes of ranks that train on this machine."""
     named = psutil.process_iter(["cmdline"])
-    return [process for process in named if (process.info["cmdline"] or [""])[0].startswith(RANK)]
+    return [process for process in named if RANK.match(" ".join(process.info["cmdline"] or []).strip())]
 
 
 def jobs_of(folder: Path) -> dict[str, Path]:
