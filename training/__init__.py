@@ -2,6 +2,8 @@
 
 import logging
 
+import training.quick_imports  # noqa: F401
+
 __version__ = "0.1.0"
 
 # As it is imported, bitsandbytes advises installing a package that fetches kernels from the hub.
