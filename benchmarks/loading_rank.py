@@ -24,9 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python puts benc
 
 from training.deepspeed_config import fill_auto, offloads_optimizer, read_deepspeed_config
 from training.engine import build_optimizer, cpu_adam_obstacle, start_engine, start_process_group, zero3_partition
-from training.model import add_adapter, build_classifier, load_config, quantization_config
+from training.model import add_adapter, build_classifier, quantization_config
 from training.packing import PackedClassifier
-from training.rank import quiet_libraries
+from training.pretrained import load_config
+from training.quiet import quiet_libraries
 from training.ranks import Ranks
 from training.spec import LoraSpec, ModelSpec, TrainingSpec
 

@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace) -> list[Profile]:
     from speed_cells import Work, command_of, environment_of
     from speed_material import ROWS, get_model, write_data_set
 
-    from training.model import resolve_dtype
+    from training.pretrained import resolve_dtype
 
     native = resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16
     rows = []

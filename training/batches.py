@@ -16,6 +16,13 @@ import numpy as np
 
 Lengths = Sequence[Sequence[int]]
 """Of each text, the tokens of each of its chunks: one, but for long texts where `data.long_text` is chunk."""
+LENGTH_MULTIPLE = 32
+"""Texts folded together are filled up to a multiple of this many tokens, since matrix
+products are faster on shapes seen before."""
+SHORTER_BY = (0.25, 64)
+"""Texts are folded together if they are shorter than the longest by at most this share of it, or so many tokens."""
+MOST_TEXTS = 8
+"""Texts that are folded together at most: more would be no faster, and each number is a shape of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +106,17 @@ def plan_step(
     micro_batches = cut_batch(batch, lengths, rank=rank, world_size=world_size, token_budget=token_budget)
     num_tokens = sum(sum(lengths[index]) for index in batch)
     return StepPlan(micro_batches=micro_batches, num_samples=len(batch), num_tokens=num_tokens)
+
+
+def group_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (texts, tokens a text is filled up to) of each run of neighbours not much shorter than the run's first."""
+    groups: list[tuple[int, int]] = []
+    longest = 0
+    for length in lengths:
+        shortest = longest - max(SHORTER_BY[0] * longest, SHORTER_BY[1])
+        if groups and shortest <= length <= longest and groups[-1][0] < MOST_TEXTS:
+            groups[-1] = (groups[-1][0] + 1, groups[-1][1])
+        else:
+            longest = length
+            groups.append((1, length + -length % LENGTH_MULTIPLE))
+    return groups

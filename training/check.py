@@ -13,8 +13,8 @@ def check(data: DataSpec, model: ModelSpec | None, report: Report = lambda *_: N
     """Return what is wrong with `data`. Raises UserError for data or a tokenizer that cannot be read."""
     tokenizer: Any = None
     if model is not None:
-        from training.model import load_tokenizer, resolve_checkpoint
-        from training.rank import quiet_libraries
+        from training.pretrained import load_tokenizer, resolve_checkpoint
+        from training.quiet import quiet_libraries
 
         quiet_libraries()
         report("loading the tokenizer", 0, 0)

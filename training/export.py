@@ -45,7 +45,7 @@ from training.merge import (
     say,
     writing_folder,
 )
-from training.rank import quiet_libraries
+from training.quiet import quiet_libraries
 from training.spec import DataSpec
 from training.tokens import TokenizedSplit
 

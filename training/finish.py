@@ -17,10 +17,11 @@ from training.engine import load_trainable
 from training.evaluation import compute_metrics
 from training.material import Material
 from training.memory import memory_watched, peak_memory_bytes
-from training.model import load_base, load_config
+from training.model import load_base
 from training.model_card import write_model_card
 from training.plan import Plan
 from training.predictions import write_predictions
+from training.pretrained import load_config
 from training.ranks import Ranks
 from training.recorder import Recorder
 from training.result import RunResult, write_json

@@ -15,8 +15,9 @@ from transformers import AutoConfig
 
 from training.corpus.stream import TextColumns
 from training.errors import UserError
-from training.model import HEAD, load_base, load_config, load_tokenizer, resolve_checkpoint
+from training.model import HEAD, load_base
 from training.parse import build, load_job
+from training.pretrained import load_config, load_tokenizer, resolve_checkpoint
 from training.result import read_result
 from training.spec import MULTI_LABEL, SINGLE_LABEL, JobSpec, ModelSpec, ProblemType
 

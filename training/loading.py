@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +43,6 @@ class StoredTensor:
     key: str
     shape: tuple[int, ...]
     dtype: str
-
-
-def how_to_convert(folder: str) -> str:
-    """Return the command that writes a checkpoint's pickled weights anew as safetensors, without running the pickle."""
-    code = (
-        "import glob, torch; from safetensors.torch import save_file; "
-        f"files = glob.glob(glob.escape({folder!r}) + '/pytorch_model*.bin'); "
-        "weights = {k: v.clone() for f in files for k, v in torch.load(f, weights_only=True).items()}; "
-        f"save_file(weights, {folder + '/' + SAFE_WEIGHTS_NAME!r}, {{'format': 'pt'}})"
-    )
-    return f"python -c {shlex.quote(code)}"
 
 
 def stream_base(

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from training.corpus.load import Corpus, load_corpus
 from training.errors import UserError
 from training.loss import require_fitting
-from training.model import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
+from training.pretrained import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
 

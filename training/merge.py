@@ -25,7 +25,7 @@ from training.errors import UserError
 from training.finished import FinishedRun, load_finished, open_run
 from training.long_text import what_is_read
 from training.progress import format_gib
-from training.rank import quiet_libraries
+from training.quiet import quiet_libraries
 from training.spec import ModelSpec
 from training.tokens import TokenizedSplit
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from training.batches import group_lengths
 from training.cpu_attention import is_short, last_attention, short_attention
 from training.varlen import varlen_attention, varlen_works
 
@@ -25,12 +26,6 @@ PACKED_ATTENTION = "shoal_packed"
 ROW_MULTIPLE = 64
 """A packed row is filled up to a multiple of this many tokens. Matrix products are faster on shapes seen before: oneDNN
 compiles each new one, and a card's allocator finds a freed block that fits."""
-LENGTH_MULTIPLE = 32
-"""Texts folded together are filled up to a multiple of this many tokens, for the same reason."""
-SHORTER_BY = (0.25, 64)
-"""Texts are folded together if they are shorter than the longest by at most this share of it, or so many tokens."""
-MOST_TEXTS = 8
-"""Texts that are folded together at most: more would be no faster, and each number is a shape of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,20 +90,6 @@ class Packing:
         return [
             part.view(*group, *part.shape[1:]).transpose(1, 2) for part, group in zip(parts, self.groups, strict=True)
         ]
-
-
-def group_lengths(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """Return (texts, tokens a text is filled up to) of each run of neighbours not much shorter than the run's first."""
-    groups: list[tuple[int, int]] = []
-    longest = 0
-    for length in lengths:
-        shortest = longest - max(SHORTER_BY[0] * longest, SHORTER_BY[1])
-        if groups and shortest <= length <= longest and groups[-1][0] < MOST_TEXTS:
-            groups[-1] = (groups[-1][0] + 1, groups[-1][1])
-        else:
-            longest = length
-            groups.append((1, length + -length % LENGTH_MULTIPLE))
-    return groups
 
 
 class _Fold(torch.autograd.Function):

@@ -30,7 +30,7 @@ from training.multi_label import labels_over_threshold, sigmoid
 from training.packing import PackedClassifier
 from training.prediction_files import Columns, check_output, writing
 from training.progress import format_seconds
-from training.rank import quiet_libraries
+from training.quiet import quiet_libraries
 from training.spec import MULTI_LABEL, SINGLE_LABEL, DataSpec, ProblemType
 from training.tokens import TokenizedSplit, encode_texts
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
 from training.loss import require_fitting
-from training.model import add_adapter, load_config, load_tokenizer, require_head, resolve_checkpoint
+from training.model import add_adapter, require_head
+from training.pretrained import load_config, load_tokenizer, resolve_checkpoint
 from training.spec import JobSpec, ProblemType
 from training.trackers import require_trackers
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,17 +28,11 @@ from training.loop import train
 from training.loss import TrainingLoss
 from training.material import Material, load_material
 from training.memory import OutOfMemory, memory_watched
-from training.model import (
-    LoadBase,
-    build_classifier,
-    can_pack,
-    load_base,
-    recompute_activations,
-    resolve_checkpoint,
-    use_packed_attention,
-)
+from training.model import LoadBase, build_classifier, can_pack, load_base, recompute_activations, use_packed_attention
 from training.packing import PackedClassifier
 from training.plan import Plan, RetryWith
+from training.pretrained import resolve_checkpoint
+from training.quiet import quiet_libraries
 from training.ranks import Ranks
 from training.recorder import Recorder
 from training.result import RunResult
@@ -141,21 +133,6 @@ def retry_or_give_up(plan: Plan, error: OutOfMemory) -> ShoalError:
         "model.quantization: nf4, deepspeed: ds_configs/zero3_offload_param.json, or a lower data.max_seq_length (with "
         "data.long_text: chunk, a lower data.max_chunks)."
     )
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' progress bars and advice out of the log; errors still come as exceptions."""
-    import datasets
-    import transformers
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it has to find out itself
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
 
 
 def _phase(recorder: Recorder, ranks: Ranks, phase: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from training.errors import UserError
 from training.finished import open_run
 from training.predict import Predictor, naming_full_card
-from training.rank import quiet_libraries
+from training.quiet import quiet_libraries
 
 GRACE_SECONDS = 30
 """How long requests under way may take once the server has been asked to end."""

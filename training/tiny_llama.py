@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers  # loads what is asked of it, when it is
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from training.cache import cached
 from training.corpus.docstrings import docstrings_key, train_texts
@@ -36,16 +36,16 @@ def _make(folder: Path, report: Callable[[str], None]) -> None:
     tokenizer = _train_tokenizer(train_texts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(_config())
+        model = transformers.LlamaForCausalLM(_config())
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if not (folder / "config.json").is_file():
         raise ShoalError("transformers saved no model: builtin:tiny-llama is made before ranks join, or by one of them")
 
 
-def _config() -> LlamaConfig:
+def _config() -> transformers.LlamaConfig:
     """Return the shape: 1.7 M parameters. A narrower one leaves too little of its embeddings to the adapter."""
-    return LlamaConfig(
+    return transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=256,
         intermediate_size=512,
@@ -60,7 +60,7 @@ def _config() -> LlamaConfig:
     )
 
 
-def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def _train_tokenizer(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer that puts <s> before each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,6 +75,6 @@ def _train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         ),
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=1024
     )

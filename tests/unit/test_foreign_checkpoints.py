@@ -55,7 +55,8 @@ def as_pickle(tiny: Path, folder: Path) -> Path:
 def load(folder: Path) -> dict[str, Any]:
     import torch
 
-    from training.model import load_base, load_config, resolve_checkpoint
+    from training.model import load_base
+    from training.pretrained import load_config, resolve_checkpoint
 
     spec = ModelSpec(model_name_or_path=str(folder))
     checkpoint = resolve_checkpoint(spec, print)
@@ -92,7 +93,7 @@ def test_pickle_beside_safetensors_is_not_touched(tiny: Path, tmp_path: Path) ->
     shutil.copytree(tiny, folder)
     for name in ("pytorch_model.bin", "tokenizer.pkl", "vocab.pkl", "training_args.bin"):
         (folder / name).write_bytes(pickle.dumps(Explodes(mark)))
-    from training.model import load_tokenizer
+    from training.pretrained import load_tokenizer
 
     load(folder)
     load_tokenizer(ModelSpec(model_name_or_path=str(folder)), str(folder))
@@ -121,7 +122,7 @@ def test_an_adapter_in_a_pickle_is_refused(tmp_path: Path) -> None:
 def test_code_that_comes_with_a_checkpoint_runs_only_where_the_study_says_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    from training.model import load_config, load_tokenizer
+    from training.pretrained import load_config, load_tokenizer
 
     mark = tmp_path / "mark"
     folder = tmp_path / "foreign"

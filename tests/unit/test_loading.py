@@ -14,7 +14,8 @@ from torch import Tensor
 
 from training.errors import UserError
 from training.loading import QUANTIZED_AT_ONCE, stream_base
-from training.model import HEAD, PACKED_FAMILIES, load_base, load_config, quantization_config
+from training.model import HEAD, PACKED_FAMILIES, load_base, quantization_config
+from training.pretrained import load_config
 from training.spec import ModelSpec, Quantization
 
 SHAPE = {

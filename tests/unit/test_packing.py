@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor
 
+from training.batches import group_lengths
 from training.fused import fuse_layers
 from training.fused_lora import FusedLora
 from training.model import PACKED_FAMILIES, can_pack, recompute_activations, use_packed_attention
-from training.packing import ROW_MULTIPLE, PackedClassifier, Packing, group_lengths
+from training.packing import ROW_MULTIPLE, PackedClassifier, Packing
 
 PAD = 0
 VOCABULARY = 50

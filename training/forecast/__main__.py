@@ -11,6 +11,7 @@ for the lengths of the texts, and config.json; no weights.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -18,9 +19,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from training.batches import Lengths, steps_per_epoch
+from training.cache import cached
 from training.deepspeed_config import read_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
@@ -34,7 +38,7 @@ def main() -> int:
     os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # a fake card takes a real one's place
     import torch
 
-    from training.rank import quiet_libraries
+    from training.quiet import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(1)  # no pool of threads that a fork would leave behind
@@ -59,7 +63,7 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     """Return "work", what a job computes on the data and the model it names, and "estimate", the `memory` it needs."""
     import torch
 
-    from training.model import load_config, resolve_checkpoint, resolve_dtype
+    from training.pretrained import load_config, resolve_checkpoint, resolve_dtype
 
     content, _ = read_deepspeed_config(spec.deepspeed)
     refuse_impossible(spec, content)
@@ -104,7 +108,12 @@ def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, L
 @functools.lru_cache(maxsize=16)
 def base_parameters(config: str) -> int:
     """Return the weights of a model without its embeddings; `config` is its config.json."""
-    return in_fork(_count_weights, config)
+    key = hashlib.sha256(f"{version('transformers')} {config}".encode()).hexdigest()[:32]
+
+    def make(target: Path) -> None:
+        target.write_text(str(in_fork(_count_weights, config)), encoding="utf-8")
+
+    return int(cached(f"parameters/{key}", make).read_text(encoding="utf-8"))
 
 
 def _count_weights(config: str) -> int:
@@ -120,7 +129,7 @@ def _count_weights(config: str) -> int:
 @functools.lru_cache(maxsize=4)
 def _lengths(data: str, model: str, checkpoint: str) -> dict[str, Lengths]:
     """Return the tokens of each chunk of each text of each split; DataSpec and ModelSpec come as JSON."""
-    from training.model import load_tokenizer
+    from training.pretrained import load_tokenizer
     from training.tokens import tokenize_split
 
     corpus = _corpus(data)

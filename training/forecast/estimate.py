@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from training import __version__
-from training.batches import Lengths, cut_batch
+from training.batches import Lengths, cut_batch, group_lengths
 from training.cache import cached
 from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate
 from training.spec import JobSpec
@@ -83,7 +83,6 @@ def largest_micro_batch(
 def _attention_squares(lengths: Sequence[int]) -> int:
     """Return how many scores a head of `training.cpu_attention` keeps, which longer texts do without."""
     from training.cpu_attention import LONGEST
-    from training.packing import group_lengths
 
     return sum(texts * longest**2 for texts, longest in group_lengths(lengths) if longest < LONGEST)
 
@@ -91,7 +90,6 @@ def _attention_squares(lengths: Sequence[int]) -> int:
 def shape_of(spec: JobSpec, lengths: Lengths | None, evaluated: Lengths | None, world_size: int) -> Shape:
     """Return the shape of a job on texts of these many tokens (train; all others). Without them, all are longest."""
     from training.cpu_attention import LONGEST
-    from training.packing import group_lengths
 
     training, longest = spec.training, spec.data.max_seq_length
     step = training.per_device_train_batch_size * training.gradient_accumulation_steps
