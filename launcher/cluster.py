@@ -158,9 +158,14 @@ class Cluster:
 
         return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
 
-    def task(self, function: Any, *arguments: Any, name: str, node_id: str | None = None) -> Any:
-        """Start a function as a Ray task on a node (the head's by default); return its reference."""
-        options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_retries": 0, "max_calls": 1}
+    def task(
+        self, function: Any, *arguments: Any, name: str, node_id: str | None = None, is_light: bool = False
+    ) -> Any:
+        """Start a function as a Ray task on a node (the head's by default); return its reference.
+
+        Its process ends with it and so gives back what it has loaded, unless it `is_light`: then others follow in it.
+        """
+        options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_retries": 0, "max_calls": 0 if is_light else 1}
         strategy = self.on_node(node_id or self.head_node_id)
         return self.ray.remote(**options)(function).options(scheduling_strategy=strategy).remote(*arguments)
 

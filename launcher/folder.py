@@ -92,6 +92,10 @@ class StudyFolder:
             return None
         return result if result.stopped.get("rule") == asdict(rule) else None
 
+    def has_checkpoint(self, job: StudyJob) -> bool:
+        """Whether an earlier try of the job has left something to go on from."""
+        return any((self.jobs / job.name / "checkpoints").glob("*"))
+
     def set_aside_changed(self, jobs: Sequence[StudyJob]) -> list[str]:
         """Move the folder of each job whose settings changed to `<name>.old-<n>`; return what to tell the user."""
         messages = []

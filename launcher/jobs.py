@@ -254,7 +254,8 @@ class JobRunner:
         self._free(running)
         for node_id in dict.fromkeys(card.node_id for card in running.placement.cards):
             arguments, name = (running.job.name, running.workdir, self.inbox), f"{running.job.name}: collect logs"
-            self.collecting[self.cluster.task(collect_logs, *arguments, name=name, node_id=node_id)] = running
+            ref = self.cluster.task(collect_logs, *arguments, name=name, node_id=node_id, is_light=True)
+            self.collecting[ref] = running
 
     def _free(self, running: RunningJob) -> None:
         """Give back what a job had reserved."""

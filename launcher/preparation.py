@@ -44,8 +44,12 @@ class Preparation:
     def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
         """Start with `jobs`, and with the baselines and checks of the data of `all_jobs` that are missing."""
         self._plan(jobs)
-        self._prepare(jobs)
-        prepared = {data_key(job) for job in jobs}
+        going_on = [job for job in jobs if self.folder.has_checkpoint(job)]
+        for job in going_on:  # what a job that has trained needs is in order, and its data and model are made
+            self._let_wait(job)
+        new = [job for job in jobs if job not in going_on]
+        self._prepare(new)
+        prepared = {data_key(job) for job in new}
         for key, job in {data_key(job): job for job in reversed(all_jobs)}.items():
             if key not in prepared:
                 self._look_at_data(job)
@@ -157,8 +161,7 @@ class Preparation:
         for jobs, outcome in zip(groups, answers, strict=True):
             for job in jobs:
                 if outcome["ok"]:
-                    self.states[job.name].status = "waiting"
-                    self.prepared.append(job)
+                    self._let_wait(job)
                 else:
                     self.fail(job, outcome["error"], outcome.get("log_tail", ""))
         good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if jobs and outcome["ok"]]
@@ -166,6 +169,10 @@ class Preparation:
             self._look_at_data(good[0])
         else:  # loading names the first fault, the check all of them
             self._start_data_check(next(jobs[0] for jobs in groups if jobs))
+
+    def _let_wait(self, job: StudyJob) -> None:
+        self.states[job.name].status = "waiting"
+        self.prepared.append(job)
 
     def _take_baselines(self, job: StudyJob, outcome: Outcome) -> None:
         """Keep the baselines of one data."""
