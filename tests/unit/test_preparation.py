@@ -21,9 +21,7 @@ from training.spec import DataSpec, JobSpec, ModelSpec
 class Tasks(list[str]):
     """A cluster that only notes what it is asked to run."""
 
-    cards: tuple[()] = ()
-    nodes: dict[str, Any] = {}
-    on_card = False
+    cards, nodes, on_card = (), None, False
 
     def task(self, function: Any, *arguments: Any, name: str) -> str:
         self.append(function.__name__)
