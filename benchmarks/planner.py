@@ -5,8 +5,9 @@
 Trains a random LLaMA for a few steps under each combination of precision, DeepSpeed file, gradient checkpointing and
 micro-batch, one rank and two, with `training/main.py`. The grid is gone through twice, the second time backwards, and a
 cell's time is the shorter of its two medians: whatever else the machine does only adds to it. `launcher.cost` says what
-a job does under each; what one of each costs is fitted (non-negative least squares, SciPy) to every other cell, and the pick is checked on all of them:
-for each precision, whatever part of the grid fits a card, the cell with the least expected time against the fastest.
+a job does under each; what one of each costs is fitted (non-negative least squares, SciPy) to every other cell, and the
+pick is checked on all of them: for each precision, whatever part of the grid fits a card, the cell with the least
+expected time against the fastest.
 
 Exit status 1 where a pick is more than 10 % slower than the best.
 """
@@ -231,9 +232,8 @@ def _markdown(content: dict[str, Any]) -> str:
     ]  # fmt: skip
     for row in content["cells"]:
         ratio = row["expected_seconds"] / row["seconds"]
-        lines.append(
-            f"| {row['name']} | {row['seconds']:.3f} | {max(row['medians']):.3f} | {row['expected_seconds']:.3f} | {ratio:.2f} |"
-        )
+        times = [row["seconds"], max(row["medians"]), row["expected_seconds"]]
+        lines.append(f"| {row['name']} | {' | '.join(f'{time:.3f}' for time in times)} | {ratio:.2f} |")
     if content["picks"]:
         right = sum(pick["ratio"] == 1.0 for pick in content["picks"])
         lines += [
