@@ -77,7 +77,8 @@ def most_held(records: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
 def test_a_mixed_study_shares_unequal_cards_without_over_booking(
     workplace: Path, long_texts: Path, cluster: str
 ) -> None:
-    jobs = jobs_of({f"small{index}": SMALL for index in range(2)} | {f"medium{index}": MEDIUM for index in range(3)})
+    # More small ones than cards, ready at once: some must share.
+    jobs = jobs_of({f"small{index}": SMALL for index in range(4)} | {"medium0": MEDIUM})
     jobs += jobs_of({"large": LARGE, "impossible": IMPOSSIBLE})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
     assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 1
