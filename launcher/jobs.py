@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from launcher.cards import Node, unreserved
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.early_stopping import EarlyStops, Stop
+from launcher.endings import Endings
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned
@@ -22,16 +22,7 @@ from launcher.inbox import INBOX_NAME, NAMESPACE, Inbox
 from launcher.metrics import StudyMetrics
 from launcher.others import Rivals
 from launcher.preparation import Preparation
-from launcher.running import (
-    CANCELLED,
-    Failure,
-    RunningJob,
-    Unwanted,
-    failure_of,
-    result_of,
-    start_ranks,
-    unsuccessful,
-)
+from launcher.running import CANCELLED, RunningJob, Unwanted, failure_of, start_ranks
 from launcher.schedule import Scheduler, room_for
 from launcher.state import OPEN, JobState
 from launcher.status import StatusFile
@@ -39,7 +30,6 @@ from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
 from training.forecast.memory_estimate import MemoryEstimate
 from training.plan import Plan, RetryWith
-from training.result import RunResult
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 3.0
@@ -74,21 +64,20 @@ class JobRunner:
         self.stops: list[Stop] = []
         """Jobs that early stopping wants ended."""
         self.metrics, self.scratch = metrics, scratch
-        self.run_job, self.max_failures = run_job, max_failures
+        self.run_job = run_job
+        self.endings = Endings(folder, states, view, max_failures)
         self.ray = cluster.ray
         name = f"{INBOX_NAME.format(study=status.study)} {uuid.uuid4().hex[:8]}"
         self.inbox = cluster.actor(
             Inbox, str(folder.jobs.resolve()), node_id=cluster.head_node_id, name=name, namespace=NAMESPACE
         )
         self.rivals = Rivals(name, status.priority)
-        self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self._fail)
+        self.preparation = Preparation(cluster, folder, states, self.inbox, view.say, self.endings.fail)
         self.scheduler = Scheduler(cluster.cards, cluster.nodes)
         self.waiting: dict[str, StudyJob] = {}
         self.plans: dict[str, Planned] = {}
         self.asked: dict[str, Request] = {}
         """Job -> what it waits for, or has."""
-        self.restarts: dict[str, list[str]] = defaultdict(list)
-        """Job -> why each of its tries failed that it went on from."""
         self.reserving: dict[Any, RunningJob] = {}
         self.running: dict[str, RunningJob] = {}
         self.collecting: dict[Any, RunningJob] = {}
@@ -135,7 +124,7 @@ class JobRunner:
         """Let a job wait for cards, or refuse it where no card would ever do."""
         asked, refusal = self.preparation.asked(job, planned)
         if refusal and job.name not in self.plans:
-            self._fail(job, f"Refused before it started: {refusal}", "")
+            self.endings.fail(job, f"Refused before it started: {refusal}", "")
             return
         if refusal:  # it had cards that have gone since
             self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")
@@ -285,33 +274,18 @@ class JobRunner:
         plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
         failure = failure_of(running)
         if running.unwanted:
-            self._end_unwanted(running.job, running.unwanted)
+            self.endings.give_up(running.job, running.unwanted)
         elif plans:
             # Out of memory: on from the newest checkpoint, with a plan that needs less.
             plan = Plan(**plans[0])
             self.folder.write_plan(running.spec, plan)
             self.view.say(f"{running.job.name}: {RetryWith(plan)}")
             self._wait_again(running)
-        elif failure:
-            self._go_on_or_fail(running, failure)
-        else:
-            name = running.job.name
-            self._end(result_of(running, self.plans[name], self.restarts[name]))
-
-    def _go_on_or_fail(self, running: RunningJob, failure: Failure) -> None:
-        """Let a job go on from its newest checkpoint where that may help, on whatever cards there are now."""
-        name, restarts = running.job.name, self.restarts[running.job.name]
-        if len(restarts) >= self.max_failures or not failure.may_pass(restarts):
-            self._fail(running.job, failure.message, failure.log_tail)
-            return
-        restarts.append(failure.message)
-        self.next_look = 0.0  # other cards may have gone with it
-        self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")
-        self._wait_again(running)
-
-    def _fail(self, job: StudyJob, message: str, log_tail: str) -> None:
-        """Keep that a job failed."""
-        self._end(unsuccessful(job, "failed", message, log_tail, self.restarts[job.name]))
+        elif failure is None:
+            self.endings.succeed(running, self.plans[running.job.name])
+        elif self.endings.goes_on(running, failure):
+            self.next_look = 0.0  # other cards may have gone with it
+            self._wait_again(running)
 
     def _give_up(self, name: str, why: Unwanted) -> None:
         """End a job that waits or runs; one that has ended stays as it is."""
@@ -335,13 +309,4 @@ class JobRunner:
             self._free(reserving[0])
         else:
             job = self.preparation.drop(name)
-        self._end_unwanted(job, why)
-
-    def _end_unwanted(self, job: StudyJob, why: Unwanted) -> None:
-        """Keep why nobody wanted more of a job."""
-        self._end(unsuccessful(job, why.status, why.message, "", self.restarts[job.name], why.stopped))
-
-    def _end(self, result: RunResult) -> None:
-        """Keep a job's result or failure."""
-        self.folder.write_result(result)
-        self.states[result.name].end(result)
+        self.endings.give_up(job, why)
