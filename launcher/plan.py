@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -113,9 +114,9 @@ def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool)
     groups: dict[str, list[PlannedJob]] = {}
     for item in items:
         groups.setdefault(json.dumps(varying[item.job.name]), []).append(item)
-    table = Table(pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     memory = ["card GiB", "host GiB"] if on_card else ["host GiB"]
-    for title in ("jobs", "seeds", "runs with", *memory, "about", "fits cards of", "status"):
+    for title in ("jobs", "seeds", *memory, "takes about", "fits cards of", "status"):
         table.add_column(title, overflow="fold")
     for same in groups.values():
         table.add_row(*_cells(same, on_card=on_card))
@@ -125,9 +126,10 @@ def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool)
     console.print(
         f"{len(items)} jobs, planned for {have} ({kind}). Memory is a rank's peak; times are rough.",
         highlight=False,
+        soft_wrap=True,
     )
     for (first, *_), settings in zip(groups.values(), map(json.loads, groups), strict=True):
-        console.print(f"\n{_explain(first, settings, on_card=on_card)}", highlight=False, markup=False)
+        console.print(f"\n{_explain(first, settings, on_card=on_card)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
@@ -137,13 +139,12 @@ def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
     name, seeds = group_name(first.job.name) or "all", ", ".join(str(item.job.written.seed) for item in same)
     status = f"{to_run} to run" if to_run else "finished"
     if not isinstance(first.planned, Choice):
-        return [name, seeds, "refused", *([""] if on_card else []), "", "", "none", status]
+        return [name, seeds, *([""] if on_card else []), "", "refused", "none", status]
     choice = first.planned
     memory = [choice.asked.card_gib, choice.asked.host_gib] if on_card else [choice.asked.host_gib]
     return [
         name,
         seeds,
-        str(choice.setting),
         *(f"{gib:.2f}" for gib in memory),
         _duration(choice.seconds),
         ", ".join(f"{size} GiB" for size in first.fits) or "none",
@@ -160,7 +161,7 @@ def _duration(seconds: float) -> str:
 
 
 def _explain(item: PlannedJob, settings: Mapping[str, Any], *, on_card: bool) -> str:
-    """Return what a rank's memory is made of, the largest first, and why the job runs with no other setting."""
+    """Return how a job runs, what a rank's memory is made of, the largest first, and why it runs with nothing else."""
     lines = [f"{group_name(item.job.name) or 'all'} ({describe(dict(settings))})"]
     if not isinstance(item.planned, Choice):
         return "\n  ".join([*lines, str(item.planned)])
@@ -168,9 +169,8 @@ def _explain(item: PlannedJob, settings: Mapping[str, Any], *, on_card: bool) ->
     memory = choice.forecast.memory
     parts = sorted((memory.card if on_card else memory.host).items(), key=lambda part: -part[1])
     shown = ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
-    lines.append(f"{'card' if on_card else 'host memory'}: {shown}")
-    if choice.refusal:
-        lines.append(choice.refusal)
+    lines.append(choice.refusal or f"runs with {choice.setting}")
+    lines.append(f"{'card' if on_card else 'host memory'}, GiB: {shown}")
     lines += [f"not {setting}: {why}" for setting, why in choice.lost[:MOST_LOST]]
     if len(choice.lost) > MOST_LOST:
         lines.append(f"and {len(choice.lost) - MOST_LOST} more, slower or larger (--json has them)")

@@ -1,0 +1,37 @@
+"""What a start leaves unloaded, seen in fresh processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def loaded(code: str, *names: str) -> set[str]:
+    """Run code in a new process; return which of these modules it has loaded then."""
+    code += f"\nimport sys; print('loaded:', *(name for name in {names!r} if sys.modules.get(name)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split()[1:])
+
+
+def test_a_rank_loads_neither_the_compiler_nor_mlflow() -> None:
+    code = """
+import training.rank, bitsandbytes, deepspeed, torch
+assert torch.compile.__module__ == "torch"
+from bitsandbytes.backends.default import ops
+assert ops._dequantize_4bit_compute.__module__ == ops.__name__
+"""
+    assert loaded(code, "peft", "deepspeed", "torch._inductor.compile_fx", "mlflow") == {"peft", "deepspeed"}
+
+
+def test_mlflow_is_there_for_whoever_asks() -> None:
+    code = "import importlib.util, training, deepspeed\nif importlib.util.find_spec('mlflow'): import mlflow"
+    assert loaded(code, "deepspeed") == {"deepspeed"}
+
+
+def test_what_a_forecast_is_looked_up_with_is_light() -> None:
+    code = "import training.forecast.__main__, training.pretrained, training.corpus.load, training.tokens"
+    heavy = ("peft", "bitsandbytes", "deepspeed", "datasets", "ray", "torch._inductor.compile_fx")
+    assert loaded(code, *heavy) == set()
