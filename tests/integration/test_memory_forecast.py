@@ -60,7 +60,7 @@ def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
     run = plan(study, "--cards", "0.25")
     assert run.returncode == 1
     text = " ".join(run.stdout.split())
-    assert "card: CUDA context" in text and "not zero1, batch 4 x 2, one rank" in text
+    assert "card, GiB: CUDA context" in text and "not zero1, batch 4 x 2, one rank" in text
     assert "largest card it could have has 0.25" in text
     assert "num_ranks is 2 and there are 1 cards of one size" in text
     assert plan(study, "--cards", "eight").returncode == 2
