@@ -180,7 +180,7 @@ class _Search:
     def _forecast(self, option: Option) -> tuple[Choice | None, str | None]:
         """Return an option as a choice, and why it does not fit if so."""
         too_wide = option.setting.num_ranks > self.num_equal
-        why = f"there are {self.num_equal} cards of one size at most"
+        why = f"no more than {self.num_equal} of the cards are of one size"
         if too_wide and self.least is not None:  # seconds saved: no forecast would make it fit
             return None, why
         forecast = self.ask(option.spec)

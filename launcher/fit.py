@@ -48,8 +48,8 @@ def explain(job: StudyJob, spec: JobSpec, asked: Request, cards: Sequence[Card],
     most = max(numbers.values(), default=0)
     if spec.num_ranks > most:
         return (
-            f"num_ranks is {spec.num_ranks} and there are {most} cards of one size at most. Set a smaller num_ranks, "
-            "or add cards (cards_gib where there is no GPU)."
+            f"num_ranks is {spec.num_ranks} and no more than {most} of the cards are of one size. Set a smaller "
+            "num_ranks, or add cards (cards_gib where there is no GPU)."
         )
     if room_for(replace(asked, host_gib=0.0), cards, nodes):
         memory = max(node.host_gib for node in nodes.values())

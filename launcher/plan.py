@@ -114,9 +114,9 @@ def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool)
     groups: dict[str, list[PlannedJob]] = {}
     for item in items:
         groups.setdefault(json.dumps(varying[item.job.name]), []).append(item)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     memory = ["card GiB", "host GiB"] if on_card else ["host GiB"]
-    for title in ("jobs", "seeds", *memory, "takes about", "fits cards of", "status"):
+    for title in ("jobs", "seeds", *memory, "about", "fits on", "status"):
         table.add_column(title, overflow="fold")
     for same in groups.values():
         table.add_row(*_cells(same, on_card=on_card))
@@ -147,7 +147,7 @@ def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
         seeds,
         *(f"{gib:.2f}" for gib in memory),
         _duration(choice.seconds),
-        ", ".join(f"{size} GiB" for size in first.fits) or "none",
+        f"{', '.join(map(str, first.fits))} GiB" if first.fits else "none",
         status,
     ]
 

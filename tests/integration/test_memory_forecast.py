@@ -62,7 +62,7 @@ def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
     text = " ".join(run.stdout.split())
     assert "card, GiB: CUDA context" in text and "not zero1, batch 4 x 2, one rank" in text
     assert "largest card it could have has 0.25" in text
-    assert "num_ranks is 2 and there are 1 cards of one size" in text
+    assert "num_ranks is 2 and no more than 1 of the cards are of one size" in text
     assert plan(study, "--cards", "eight").returncode == 2
 
 
