@@ -113,7 +113,7 @@ def _run_on_ray(
             if cluster.virtual_cards_unused:
                 view.say("cards_gib is left aside: this machine or cluster has cards")
             if cluster.dashboard_url:
-                view.say(f"Ray dashboard: http://{cluster.dashboard_url}")
+                view.say(f"Ray dashboard: http://{cluster.dashboard_url} (the token it asks for: ray get-auth-token)")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
             metrics = StudyMetrics(study.name, states)
             runner = JobRunner(
