@@ -1,6 +1,6 @@
 """The largest LLaMA that trains on 8, 12, 16 and 24 GB cards, one and two of them, by the memory forecast.
 
-    python benchmarks/largest.py     # about 20 minutes; writes benchmarks/results/largest.*
+    python benchmarks/largest.py     # about two hours on 2 cores; writes benchmarks/results/largest.*
 
 Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
 of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
