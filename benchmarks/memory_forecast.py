@@ -1,12 +1,13 @@
 """Is the memory forecast right? Random jobs, forecast and then run, two steps each, on the CPU.
 
-    python benchmarks/memory_forecast.py                 # 300 jobs, about half an hour; goes on where it was stopped
+    python benchmarks/memory_forecast.py                 # 300 jobs; goes on where it was stopped
     python benchmarks/memory_forecast.py --jobs 12 --output outputs/memory_forecast
 
 What is compared: the largest sum of bytes of all tensors that are alive in the first rank, from the loading of the
 model to the last evaluation. A job's is what PyTorch's allocator told its profiler; the forecast's comes from
 config.json, the texts' lengths and the settings. Beside it what DeepSpeed's `estimate_zero*_model_states_mem_needs` and
 `accelerate estimate-memory` say of the same jobs. Writes memory_forecast.json, .md and .png.
+It takes about half an hour on 2 cores with bf16 instructions, and many hours where bf16 is emulated.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from benchmarks.word_tokenizer import save_word_tokenizer
 
 MAX_PARAMETERS = 120e6
 WORDS = 400
+JOB_SECONDS = 1800.0
+"""How long a job may take: a CPU without bf16 instructions needs minutes for a step of a large one in bf16."""
 PHASES = ("loading model", "training", "testing")
 """Of a job's events: what is measured. What follows, the proof that the adapter loads, begins from an empty memory."""
 
@@ -198,7 +200,7 @@ def measure_job(job: Job, folder: Path, log: Path) -> list[int]:
             master_port=port, num_threads=1,
         )  # fmt: skip
         pids.append(fork(lambda rank=rank: _run_rank(folder, rank), log, ranks.environment()))  # type: ignore[misc]
-    return wait(pids)
+    return wait(pids, timeout_seconds=JOB_SECONDS)
 
 
 def _run_rank(folder: Path, rank: int) -> int:
