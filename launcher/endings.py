@@ -25,8 +25,8 @@ class Endings:
         """Keep the result of a job that ended well."""
         self._end(result_of(running, planned, self.restarts[running.job.name]))
 
-    def goes_on(self, running: RunningJob, failure: Failure) -> bool:
-        """Whether a job is to go on from its newest checkpoint, where that may help; else keep that it failed."""
+    def go_on_or_fail(self, running: RunningJob, failure: Failure) -> bool:
+        """Let a job go on from its newest checkpoint where that may help, else keep that it failed; say which."""
         name, restarts = running.job.name, self.restarts[running.job.name]
         if len(restarts) >= self.max_failures or not failure.may_pass(restarts):
             self.fail(running.job, failure.message, failure.log_tail)

@@ -283,7 +283,7 @@ class JobRunner:
             self._wait_again(running)
         elif failure is None:
             self.endings.succeed(running, self.plans[running.job.name])
-        elif self.endings.goes_on(running, failure):
+        elif self.endings.go_on_or_fail(running, failure):
             self.next_look = 0.0  # other cards may have gone with it
             self._wait_again(running)
 

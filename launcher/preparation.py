@@ -44,10 +44,12 @@ class Preparation:
     def begin(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
         """Start with `jobs`, and with the baselines and checks of the data of `all_jobs` that are missing."""
         self._plan(jobs)
-        going_on = [job for job in jobs if self.folder.has_checkpoint(job)]
-        for job in going_on:  # what a job that has trained needs is in order, and its data and model are made
-            self._let_wait(job)
-        new = [job for job in jobs if job not in going_on]
+        new = []
+        for job in jobs:
+            if self.folder.has_checkpoint(job):  # what it needs was in order, and its data and model are made
+                self._let_wait(job)
+            else:
+                new.append(job)
         self._prepare(new)
         prepared = {data_key(job) for job in new}
         for key, job in {data_key(job): job for job in reversed(all_jobs)}.items():

@@ -15,6 +15,7 @@ from launcher.expand import StudyJob, expand
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
 from launcher.metrics import StudyMetrics
+from launcher.ray_token import token_file
 from launcher.report.write import write_report
 from launcher.state import JobState
 from launcher.status import StatusFile
@@ -113,7 +114,8 @@ def _run_on_ray(
             if cluster.virtual_cards_unused:
                 view.say("cards_gib is left aside: this machine or cluster has cards")
             if cluster.dashboard_url:
-                view.say(f"Ray dashboard: http://{cluster.dashboard_url} (the token it asks for: ray get-auth-token)")
+                token = " (it asks for this machine's token: ray get-auth-token)" if token_file().exists() else ""
+                view.say(f"Ray dashboard: http://{cluster.dashboard_url}{token}")
             scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
             metrics = StudyMetrics(study.name, states)
             runner = JobRunner(

@@ -17,8 +17,7 @@ import numpy as np
 Lengths = Sequence[Sequence[int]]
 """Of each text, the tokens of each of its chunks: one, but for long texts where `data.long_text` is chunk."""
 LENGTH_MULTIPLE = 32
-"""Texts folded together are filled up to a multiple of this many tokens, since matrix
-products are faster on shapes seen before."""
+"""Texts folded together are filled up to a multiple of this many tokens: matrix products are faster on known shapes."""
 SHORTER_BY = (0.25, 64)
 """Texts are folded together if they are shorter than the longest by at most this share of it, or so many tokens."""
 MOST_TEXTS = 8

@@ -19,9 +19,7 @@ def loaded(code: str, *names: str) -> set[str]:
 def test_a_rank_loads_neither_the_compiler_nor_mlflow() -> None:
     code = """
 import training.rank, bitsandbytes, deepspeed, torch
-assert torch.compile.__module__ == "torch"
-from bitsandbytes.backends.default import ops
-assert ops._dequantize_4bit_compute.__module__ == ops.__name__
+assert torch.compile.__module__ == "torch"  # it is itself again
 """
     assert loaded(code, "peft", "deepspeed", "torch._inductor.compile_fx", "mlflow") == {"peft", "deepspeed"}
 
