@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bf16_products import multiply_bf16_by_way_of_fp32
 from benchmarks.forked import fork, wait
 from benchmarks.word_tokenizer import save_word_tokenizer
 
 MAX_PARAMETERS = 120e6
 WORDS = 400
 JOB_SECONDS = 1800.0
-"""How long a job may take: a CPU without bf16 instructions needs minutes for a step of a large one in bf16."""
+"""How long a job may take: a large one of many micro-batches needs minutes."""
 PHASES = ("loading model", "training", "testing")
 """Of a job's events: what is measured. What follows, the proof that the adapter loads, begins from an empty memory."""
 
@@ -212,6 +213,7 @@ def _run_rank(folder: Path, rank: int) -> int:
     from training.recorder import FolderRecorder
 
     arguments = ["--job", str(folder / "job.json")]
+    multiply_bf16_by_way_of_fp32()
     if rank:
         return training.main.main(arguments)
     marks: list[tuple[int, str]] = []
