@@ -56,6 +56,8 @@ class Job:
     lengths: str
     """full, or uniform: from a few tokens to the longest."""
     classes: int
+    max_live: int
+    """ZeRO-3: how many gathered values may wait for their next use."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -79,7 +81,9 @@ class Job:
     def deepspeed(self) -> dict[str, Any]:
         """Return the DeepSpeed configuration."""
         parts = [part for part in self.offload.split("+") if part != "none"]
-        zero = {"stage": self.stage} | {f"offload_{part}": {"device": "cpu"} for part in parts}
+        zero: dict[str, Any] = {"stage": self.stage} | {f"offload_{part}": {"device": "cpu"} for part in parts}
+        if self.stage == 3:
+            zero |= {"stage3_max_live_parameters": self.max_live, "stage3_max_reuse_distance": self.max_live}
         return {"bf16": {"enabled": "auto"}, "zero_optimization": zero}
 
     def settings(self, folder: Path) -> dict[str, Any]:
@@ -130,6 +134,7 @@ def draw_job(number: int) -> Job:
         accumulation=draw.choice([1, 1, 2, 3]),
         eval_batch_size=draw.choice([b for b in (1, 4, 16, 32) if b * length <= 4096]), max_seq_length=length,
         lengths=draw.choice(["full", "uniform"]), classes=draw.choice([2, 4, 20]),
+        max_live=draw.choice([100_000, 10**9]),
     )  # fmt: skip
     # At least a text a class: the texts are one step's, so that the step that is measured has the largest of them.
     fitting = max(job.accumulation, -(-job.classes // (job.batch_size * job.num_ranks)))

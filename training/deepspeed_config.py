@@ -76,14 +76,14 @@ def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
     _refuse_unknown(content, KNOWN_SECTIONS, source, "")
     _refuse_unknown(content.get("bf16", {}), {"enabled", "check_grad_overflow"}, source, "bf16.")
     zero = content.get("zero_optimization", {})
-    _refuse_unknown(zero, set(DeepSpeedZeroConfig.model_fields), source, "zero_optimization.")
+    _refuse_unknown(zero, _names(DeepSpeedZeroConfig), source, "zero_optimization.")
     sections = {
         "offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
         "offload_param": DeepSpeedZeroOffloadParamConfig,
     }
     for name, cls in sections.items():
         section = zero.get(name) or {}
-        _refuse_unknown(section, set(cls.model_fields), source, f"zero_optimization.{name}.")
+        _refuse_unknown(section, _names(cls), source, f"zero_optimization.{name}.")
         if section.get("device", "none") not in ("none", "cpu"):
             raise UserError(
                 f"{source}: zero_optimization.{name}.device is {section['device']!r}. Use 'cpu' or 'none'; "
@@ -96,6 +96,11 @@ def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: offload_param needs ZeRO stage 3 and the stage is {stage}. Set stage: 3.")
     if _offloads(zero, "offload_optimizer") and stage == 0:
         raise UserError(f"{source}: offload_optimizer needs ZeRO stage 1, 2 or 3 and the stage is 0. Set stage: 2.")
+
+
+def _names(section: Any) -> set[str]:
+    """Return the keys that one of DeepSpeed's sections takes: its fields, and the names its documentation has."""
+    return {name for key, field in section.model_fields.items() for name in (key, field.alias) if name}
 
 
 def _refuse_unknown(section: Any, known: set[str], source: str, prefix: str) -> None:
@@ -196,4 +201,6 @@ def _auto_zero_value(key: str) -> Any:
     """Return DeepSpeed's own default for a ZeRO key written as "auto"."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    return DeepSpeedZeroConfig.model_fields[key].get_default(call_default_factory=True)
+    fields = DeepSpeedZeroConfig.model_fields
+    field = next(field for name, field in fields.items() if key in (name, field.alias))
+    return field.get_default(call_default_factory=True)

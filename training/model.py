@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training.errors import UserError
+from training.linear_4bit import adapt_4_bit_layers
 from training.loading import Partition, stream_base
 from training.packing import PACKED_ATTENTION
 from training.pretrained import how_to_convert, hub_options
@@ -79,20 +80,9 @@ def load_base(
             f"model {spec.model_name_or_path!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...): "
             "they would be random. Check that config.json and the .safetensors files belong together."
         )
-    keep_4_bit_layout(model)
+    adapt_4_bit_layers(model)
     model.requires_grad_(False)
     return model
-
-
-def keep_4_bit_layout(model: Any) -> None:
-    """Keep 4-bit layers as they are.
-
-    On CPUs with bf16 instructions bitsandbytes repacks them in place the first time they are evaluated, which fails on
-    widths that are no multiple of 32 and would change weights ZeRO-3 has partitioned.
-    """
-    for part in model.modules():
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            part.support_avx512bf16_for_cpu = False
 
 
 def _load_whole(

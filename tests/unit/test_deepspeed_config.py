@@ -87,6 +87,16 @@ def test_a_zero_key_left_to_auto_gets_deepspeeds_own_default() -> None:
     assert zero["allgather_bucket_size"] == DeepSpeedZeroConfig(stage=2).allgather_bucket_size
 
 
+@pytest.mark.parametrize("key", ["stage3_prefetch_bucket_size", "prefetch_bucket_size"])
+def test_a_zero_key_may_have_the_name_of_deepspeeds_documentation(key: str) -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    check_deepspeed_config({"zero_optimization": {"stage": 3, key: 1000}}, "my.json")
+    assert fill({"zero_optimization": {"stage": 3, key: 1000}})["zero_optimization"][key] == 1000
+    zero = fill({"zero_optimization": {"stage": 3, key: "auto"}})["zero_optimization"]
+    assert zero[key] == DeepSpeedZeroConfig(stage=3).prefetch_bucket_size
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, 70), ({"reduce_bucket_size": "auto"}, 70),
                                                  ({"reduce_bucket_size": 5}, 5)])  # fmt: skip
 def test_gradient_buckets_are_no_larger_than_the_gradients(given: dict[str, Any], expected: int) -> None:

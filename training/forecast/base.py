@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from training.linear_4bit import adapt_4_bit_layers
 from training.loading import Partition, skeleton
-from training.model import HEAD, keep_4_bit_layout, quantization_config
+from training.model import HEAD, quantization_config
 from training.spec import ModelSpec
 
 
@@ -37,7 +38,7 @@ def fake_base(
         model.get_submodule(layer_name)._buffers[attribute] = torch.empty(
             buffer.shape, dtype=buffer.dtype, device=device
         )
-    keep_4_bit_layout(model)
+    adapt_4_bit_layers(model)
     model.requires_grad_(False)
     return model.eval()
 

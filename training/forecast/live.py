@@ -21,6 +21,9 @@ Place = tuple[str, str]
 _SCALARS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0}
 """What a fake tensor's only value is taken for; integers are 1."""
 
+GLOO_COPIES = {torch.ops.c10d._allgather_base_}
+"""Collective operations that gloo, on a CPU, receives in a buffer of its own before it copies to the output."""
+
 
 @dataclass(kw_only=True)
 class _Storage:
@@ -67,7 +70,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     leaf.constant = None  # torch would compute with known values for real
                 if func.is_view and args and isinstance(args[0], Tensor):
                     self._take_for(leaf, args[0])
-                self.note(leaf, self.causes.get(func.overloadpacket))
+                cause = self.causes.get(func.overloadpacket)
+                self.note(leaf, cause)
+                if func.overloadpacket in GLOO_COPIES and leaf.device.type == "cpu":
+                    self._touch(cause or self.cause, leaf.untyped_storage().nbytes())
         if torch.Tag.pointwise in func.tags:
             self._convert(args, output)
         return output
@@ -109,9 +115,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         common = reduce(torch.promote_types, (value.dtype for value in operands))
         sized = [*operands, output] if output.dtype.is_floating_point else operands
         size = sum(value.numel() * common.itemsize for value in sized if value.dtype != common)
-        if size:
-            self._add("cpu", self.cause, size)
-            self._subtract("cpu", self.cause, size)
+        self._touch(self.cause, size)
+
+    def _touch(self, cause: str, size: int) -> None:
+        """Count what is alive in host memory during an operation only."""
+        self._add("cpu", cause, size)
+        self._subtract("cpu", cause, size)
 
     def _begin(self, storage: Any, device: str, cause: str, size: int, shown: Any = None) -> None:
         """Count a storage from now on until it dies."""
