@@ -101,6 +101,7 @@ def stand_ins() -> dict[Any, Any]:
     return {
         kernels.gemm_4bit: _gemm_4bit_default_impl,
         kernels.int8_vectorwise_quant: _quantize_rows,
+        kernels.int8_linear_matmul: _multiply_bytes,
         kernels.int8_mixed_scaled_mm: _multiply_in_8_bits,
         kernels.int8_mm_dequant: _dequantize_product,
     }
@@ -114,6 +115,13 @@ def _quantize_rows(values: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tens
     scales = torch.max(values.abs(), dim=1).values.float()
     codes = torch.round(values * (127.0 / scales.unsqueeze(-1))).to(torch.int8)
     return codes, scales, outliers
+
+
+def _multiply_bytes(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the int32 product; without AVX-512, bitsandbytes multiplies copies in fp32 (its backends/cpu/ops.py)."""
+    if values.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return torch.matmul(values.float(), weight.float().t()).to(torch.int32)
+    return values.new_empty(*values.shape[:-1], weight.shape[0], dtype=torch.int32)
 
 
 def _multiply_in_8_bits(
