@@ -37,7 +37,7 @@ def test_storages_are_counted_while_they_live_and_views_never() -> None:
         assert total(live) == 40
         del copy
         assert total(live) == 0
-    assert sum(live.peaks["cpu"].values()) == 440
+    assert sum(live.peaks["cpu", ""].values()) == 440
 
 
 def test_a_training_step_peaks_where_arithmetic_says() -> None:
@@ -48,7 +48,7 @@ def test_a_training_step_peaks_where_arithmetic_says() -> None:
         torch.relu(x @ weight).sum().backward()
         assert weight.grad is not None
         assert total(live) == 4 * (64 + 32 + 64)
-    peak = sum(live.peaks["cpu"].values())
+    peak = sum(live.peaks["cpu", ""].values())
     hidden = 4 * 8 * 16
     assert 4 * (64 + 32) + 2 * hidden <= peak <= 4 * (64 + 32 + 64) + 3 * hidden
 
@@ -63,7 +63,7 @@ def test_causes_and_stand_ins() -> None:
         x = torch.empty(10)
         live.restart()
         torch.nn.functional.softplus(x)
-        assert sum(live.peaks["cpu"].values()) == 160
+        assert sum(live.peaks["cpu", ""].values()) == 160
         zeros = torch.zeros_like(x)
         assert live.live["cpu", "zeros"] == 40
         with live.because("mine"):
@@ -79,7 +79,7 @@ def test_a_cpu_converts_operands_beside_the_output() -> None:
         narrow, wide = torch.empty(10, dtype=torch.bfloat16), torch.empty(10, 1)
         live.restart()
         narrow.mul_(wide[:, 0])
-    assert sum(live.peaks["cpu"].values()) == 20 + 40 + 80  # both, then fp32 copies of operand and output
+    assert sum(live.peaks["cpu", ""].values()) == 20 + 40 + 80  # both, then fp32 copies of operand and output
 
 
 @given(

@@ -69,7 +69,8 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     refuse_impossible(spec, content)
     checkpoint = resolve_checkpoint(spec.model, lambda _: None, weights=False)
     data, model = (json.dumps(spec.to_dict()[name], sort_keys=True) for name in ("data", "model"))
-    config = load_config(spec.model, checkpoint, _corpus(data).label_names)
+    config = load_config(spec.model, checkpoint, _corpus(data).label_names).to_dict()
+    config.pop("_name_or_path")  # the same model elsewhere needs no forecast of its own
     lengths = _lengths(data, model, checkpoint)
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
     if spec.model.dtype != "auto":
@@ -78,11 +79,11 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
         dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
-    parameters = base_parameters(json.dumps(config.to_dict(), sort_keys=True))
-    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, config.num_hidden_layers, lengths))}
+    parameters = base_parameters(json.dumps(config, sort_keys=True))
+    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, config["num_hidden_layers"], lengths))}
     if memory:
         shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
-        needs = forecast(spec, config.to_dict(), shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+        needs = forecast(spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
         answer["estimate"] = asdict(needs)
     return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,14 +22,20 @@ def fake_base(
     dtype: torch.dtype,
     device: torch.device,
     partition: Partition | None = None,
+    *,
+    begin: Callable[[str], None] = lambda _: None,
 ) -> Any:
-    """Return what `load_base` returns, on `device` from the start. Call it under FakeTensorMode."""
+    """Return what `load_base` returns, on `device` from the start. Call it under FakeTensorMode.
+
+    `begin` hears of each weight's kind before it is made.
+    """
     quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
     with _disable_current_modes():
         model = skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
     for name, parameter in sorted(model.named_parameters(), key=lambda named: -named[1].numel()):
         layer_name, _, attribute = name.rpartition(".")
         layer = model.get_submodule(layer_name)
+        begin(f"{attribute} {tuple(parameter.shape)}")
         fake = _fake_parameter(layer, attribute, parameter, dtype, device)
         setattr(layer, attribute, fake)
         if partition is not None and spec.quantization != "int8" and not name.startswith(f"{HEAD}."):

@@ -14,13 +14,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from training import __version__
 from training.batches import Lengths, cut_batch, group_lengths
 from training.cache import cached
 from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate
 from training.spec import JobSpec
+
+if TYPE_CHECKING:  # torch is loaded only where a forecast is not known
+    from training.forecast.depth import Simulation
 
 MIB = 1 << 20
 Result = TypeVar("Result")
@@ -127,7 +130,8 @@ def forecast(
 
     def make(target: Path) -> None:
         _load_libraries()
-        estimate = in_fork(_simulated, spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+        simulation = _simulate(spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+        estimate = _add_up(simulation, spec, dtype=dtype, world_size=world_size, on_card=on_card)
         target.write_text(json.dumps(asdict(estimate)), encoding="utf-8")
 
     return MemoryEstimate(**json.loads(cached(f"forecast/{key}.json", make).read_text(encoding="utf-8")))
@@ -161,26 +165,43 @@ def _code() -> str:
     return hashlib.sha256(b"".join([__version__.encode(), *(name.encode() for name in packages), *sources])).hexdigest()
 
 
-def _simulated(
+def _simulate(
     spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
-) -> MemoryEstimate:
-    """Run the job on fake tensors and add what they do not show."""
+) -> Simulation:
+    """Run the job on fake tensors; a deep model's twice, with few layers, for what it would show with all."""
     import torch
     from transformers import AutoConfig
 
+    from training.forecast import depth
     from training.forecast.simulate import simulate
     from training.plan import Plan
 
-    model_config = AutoConfig.for_model(**config)
+    model = AutoConfig.for_model(**config)
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-    simulation = simulate(spec, Plan.of(spec), model_config, kind, world_size, shape, on_card=on_card)
-    phases = {
-        name: {place: dict(causes) for place, causes in peaks.items()} for name, peaks in simulation.peaks.items()
-    }
-    kept, written = kind.itemsize * simulation.trained, 12 * simulation.trained
+
+    def run(model: Any) -> Simulation:
+        return in_fork(simulate, spec, Plan.of(spec), model, kind, world_size, shape, on_card=on_card)
+
+    pair = depth.depths(model, kind.itemsize, spec.model.quantization, _content(spec).get("zero_optimization", {}))
+    if pair is not None:
+        few, more = (run(depth.of_depth(model, layers)) for layers in pair)
+        simulation = depth.extrapolate(few, more, pair[0], model.num_hidden_layers)
+        if simulation is not None:
+            return simulation
+    return run(model)
+
+
+def _add_up(simulation: Simulation, spec: JobSpec, *, dtype: str, world_size: int, on_card: bool) -> MemoryEstimate:
+    """Add what a simulation does not show."""
+    phases = simulation.largest()
+    kept, written = (2 if dtype == "bf16" else 4) * simulation.trained, 12 * simulation.trained
     for name in ("training", "evaluation", "saving"):
         phases[name].setdefault("host", {})[KEPT] = kept
     phases["saving"]["host"][WRITTEN] = written
+    if dtype == "bf16" or _content(spec).get("zero_optimization", {}).get("stage"):
+        # DeepSpeed puts a parameter and its moments together where they are, before they are copied.
+        saving = phases["saving"].setdefault("card" if on_card else "host", {})
+        saving[WRITTEN] = saving.get(WRITTEN, 0) + 12 * simulation.largest_trained
     if on_card and spec.model.quantization == "none":
         phases["loading"].setdefault("host", {})["weights on their way to the card"] = simulation.base_on_card
     tensors = {

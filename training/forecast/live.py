@@ -49,10 +49,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.stand_ins, self.causes = stand_ins, causes
         self.cause = "other"
         self.live: Counter[Place] = Counter()
-        self.peaks: dict[str, Counter[Place]] = {}
-        """Device type -> what was alive when its total was largest."""
+        self.site = ""
+        """What runs; each site has peaks of its own."""
+        self.peaks: dict[tuple[str, str], Counter[Place]] = {}
+        """Device type and site -> what was alive when the device's total was largest there."""
         self._totals: Counter[str] = Counter()
-        self._most: Counter[str] = Counter()
+        self._most: Counter[tuple[str, str]] = Counter()
         self._storages: dict[int, _Storage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,9 +92,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.live[known.device, cause] += known.size
             known.cause = cause
 
-    def because(self, cause: str) -> _Because:
+    def because(self, cause: str) -> _Within:
         """Return a context, to be entered as often as need be, in which what is made is counted under `cause`."""
-        return _Because(self, cause)
+        return _Within(self, "cause", cause)
+
+    def at(self, site: str) -> _Within:
+        """Return a context, to be entered as often as need be, whose peaks are those of `site`."""
+        return _Within(self, "site", site)
 
     def restart(self) -> None:
         """Forget the peaks; what is alive stays."""
@@ -140,9 +146,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, device: str, cause: str, size: int) -> None:
         self.live[device, cause] += size
         self._totals[device] += size
-        if self._totals[device] >= self._most[device]:
-            self._most[device] = self._totals[device]
-            self.peaks[device] = self.live.copy()
+        key = (device, self.site)
+        if self._totals[device] >= self._most[key]:
+            self._most[key] = self._totals[device]
+            self.peaks[key] = self.live.copy()
 
     def _subtract(self, device: str, cause: str, size: int) -> None:
         self.live[device, cause] -= size
@@ -160,14 +167,16 @@ def _parts(func: Any) -> Callable[..., Any] | None:
     return func.decompose if composite else None
 
 
-class _Because:
-    def __init__(self, live: LiveBytes, cause: str) -> None:
-        self.live, self.cause = live, cause
+class _Within:
+    """Sets an attribute of a LiveBytes, and back."""
+
+    def __init__(self, live: LiveBytes, name: str, value: str) -> None:
+        self.live, self.name, self.value = live, name, value
         self.before: list[str] = []
 
     def __enter__(self) -> None:
-        self.before.append(self.live.cause)
-        self.live.cause = self.cause
+        self.before.append(getattr(self.live, self.name))
+        setattr(self.live, self.name, self.value)
 
     def __exit__(self, *_: object) -> None:
-        self.live.cause = self.before.pop()
+        setattr(self.live, self.name, self.before.pop())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training import rank
 from training.batches import StepPlan
@@ -20,6 +20,7 @@ from training.deepspeed_config import fill_auto, read_deepspeed_config, zero_sta
 from training.engine import trainable_parameters
 from training.evaluation import to_device
 from training.forecast.base import fake_base, stand_ins
+from training.forecast.depth import Peaks, Simulation, mark_layers
 from training.forecast.estimate import Shape
 from training.forecast.live import LiveBytes
 from training.forecast.world import CARD, fake_world
@@ -35,18 +36,6 @@ MASKS = "attention masks"
 ACTIVATIONS, GRADIENTS, GATHERED, DEQUANTIZED = "activations", "gradients", "gathered weights", "dequantized weights"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """What was alive."""
-
-    peaks: dict[str, dict[str, dict[str, int]]]
-    """Phase -> "card" or "host" -> cause -> bytes at that memory's peak in that phase, on rank 0."""
-    trained: int
-    """Values of adapter and head."""
-    base_on_card: int
-    """Bytes of the base that stay on the card."""
-
-
 def simulate(
     spec: JobSpec, plan: Plan, config: Any, dtype: torch.dtype, world_size: int, shape: Shape, *, on_card: bool
 ) -> Simulation:
@@ -58,26 +47,31 @@ def simulate(
     filled = fill_auto(content, source, spec.training, world_size=world_size, dtype=dtype, cuda=on_card)
     filled |= plan.deepspeed_sizes()
     live = LiveBytes(stand_ins(), causes())
-    peaks: dict[str, dict[str, dict[str, int]]] = {}
+    peaks: Peaks = {}
 
-    def end(phase: str) -> None:
-        known = peaks.setdefault(phase, {})
-        for device, peak in live.peaks.items():
+    def end(phase: str, part: str = "") -> None:
+        for (device, site), peak in live.peaks.items():
+            known = peaks.setdefault(phase, {}).setdefault(f"{part} {site}", {})
             place = "card" if device == CARD else "host"
             causes = {cause: size for (where, cause), size in peak.items() if size and where == device}
             if sum(causes.values()) >= sum(known.get(place, {}).values()):
                 known[place] = causes
         live.restart()
 
+    def begin(kind: str) -> None:
+        live.site = kind
+
     with fake_world(world_size, on_card=on_card) as (ranks, device), live:
         live.cause = ADAPTER
         material = fake_material(config, dtype, shape)
-        rank.start_engine = _within(live.because(OPTIMIZER), START_ENGINE)  # type: ignore[attr-defined]
+        follow_start(live)
         run, _ = rank.build_run(
             spec, plan, ranks, SilentRecorder(), Path(), material, filled, device, None, lambda _: None, None,
-            _within(live.because(BASE), fake_base),
+            _within(live.because(BASE), partial(fake_base, begin=begin)),
         )  # fmt: skip
         count_causes(live, run.engine)
+        layers = [part for part in run.engine.module.modules() if isinstance(part, GradientCheckpointingLayer)]
+        mark_layers(live, run.engine.module, layers)
         base_on_card = live.live[CARD, BASE]
         end("loading")
         if not on_card and dtype == torch.bfloat16 and run.engine.module.packed:
@@ -101,17 +95,18 @@ def simulate(
             evaluate()
         for index, step in enumerate([*steps, *steps]):
             optimizer_step(run, step, index, 1e-3)
-            end("training")
+            end("training", str(index))
+            live.site = ""
             end("saving")
             if stage3:
                 evaluate()
         if not stage3:
             evaluate()
-        trained = sum(
-            parameter_shape(parameter).numel() for parameter in trainable_parameters(run.engine.module).values()
-        )
+        trained = [parameter_shape(each).numel() for each in trainable_parameters(run.engine.module).values()]
         run.engine.destroy()
-    return Simulation(peaks=peaks, trained=trained, base_on_card=base_on_card)
+    return Simulation(
+        peaks=peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card
+    )  # fmt: skip
 
 
 START_ENGINE: Callable[..., Any] = rank.start_engine  # type: ignore[attr-defined]
@@ -124,12 +119,22 @@ def causes() -> dict[Any, str]:
     return {torch.ops.bitsandbytes.dequantize_4bit: DEQUANTIZED} | dict.fromkeys(gathers, GATHERED)
 
 
+def follow_start(live: LiveBytes) -> None:
+    """Have what DeepSpeed makes at its start counted as such, and its partitioning of weights apart."""
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload as Offload
+
+    start = _within(live.at("engine"), START_ENGINE)
+    rank.start_engine = _within(live.because(OPTIMIZER), start)  # type: ignore[attr-defined]
+    Offload._convert_to_zero_parameters = _within(live.at("partitioning"), Offload._convert_to_zero_parameters)
+
+
 def count_causes(live: LiveBytes, engine: Any) -> None:
     """Have gradients, gathered weights and what the optimizer makes counted as such."""
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
     Coordinator.fetch_sub_module = _within(live.because(GATHERED), Coordinator.fetch_sub_module)
-    engine.step = _within(live.because(OPTIMIZER), engine.step)
+    engine.step = _within(live.at("step"), _within(live.because(OPTIMIZER), engine.step))
+    engine.allreduce_gradients = _within(live.at("reduction"), engine.allreduce_gradients)
     for parameter in trainable_parameters(engine.module).values():
         parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
             lambda parameter: live.note(parameter.grad, GRADIENTS) if parameter.grad is not None else None

@@ -1,0 +1,117 @@
+"""Forecasts of deep models from shallow ones: what a simulation of every layer says, to the byte."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from training.forecast import depth
+from training.forecast.depth import DEEPER, Simulation, depths, extrapolate
+from training.forecast.estimate import Shape, forecast
+from training.parse import build
+from training.spec import JobSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def simulation(**sites: dict[str, dict[str, int]]) -> Simulation:
+    named = {site.replace("_", " "): places for site, places in sites.items()}
+    return Simulation(peaks={"training": named}, trained=10, largest_trained=2, base_on_card=0)
+
+
+def test_each_site_is_followed_by_itself() -> None:
+    """Of 4 and 6 layers the head is the largest; of 50 it is the layers."""
+    few = simulation(head={"card": {"activations": 900}}, forward_0={"card": {"activations": 100, "base": 40}})
+    more = simulation(head={"card": {"activations": 902}}, forward_0={"card": {"activations": 140, "base": 60}})
+    more = replace(more, trained=15)
+    whole = extrapolate(few, more, 4, 50)
+    assert whole is not None
+    assert whole.peaks["training"]["head"] == {"card": {"activations": 900 + 46}}
+    assert whole.largest()["training"] == {"card": {"activations": 100 + 20 * 46, "base": 40 + 10 * 46}}
+    assert whole.trained == 10 + 5 * 46 // DEEPER and whole.largest_trained == 2
+
+
+def test_layers_between_the_ends_are_left_out() -> None:
+    few = simulation(forward_0={"host": {"base": 1}})
+    more = simulation(forward_0={"host": {"base": 2}}, forward_between={"host": {"base": 9}})
+    whole = extrapolate(few, more, 4, 6)
+    assert whole is not None and whole.peaks["training"] == {"forward 0": {"host": {"base": 2}}}
+
+
+@pytest.mark.parametrize("other", [{"step": {"card": {"base": 3}}}, {"head": {"card": {"gradients": 3}}}])
+def test_what_is_not_of_the_same_moments_is_no_line(other: dict[str, Any]) -> None:
+    assert extrapolate(simulation(head={"card": {"base": 9}}), simulation(**other), 4, 50) is None
+
+
+LLAMA_8B = SimpleNamespace(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, layer_types=None)
+
+
+def test_zero_3_is_simulated_with_as_many_layers_as_may_be_gathered() -> None:
+    zero = {"stage": 3, "stage3_max_live_parameters": 1e8, "stage3_max_reuse_distance": 1e8}
+    assert depths(LLAMA_8B, 2, "none", {"stage": 2}) == (4, 6)
+    assert depths(LLAMA_8B, 2, "none", zero) == (5, 7)
+    assert depths(LLAMA_8B, 2, "nf4", zero) == (7, 9)
+    assert depths(LLAMA_8B, 2, "nf4", {"stage": 3}) is None  # a thousand million are all of its packed weights
+
+
+def test_models_that_are_not_deep_or_not_alike_are_simulated_whole() -> None:
+    shallow = SimpleNamespace(**{**vars(LLAMA_8B), "num_hidden_layers": 14})
+    mixed = SimpleNamespace(**{**vars(LLAMA_8B), "layer_types": ["full_attention", "sliding_attention"] * 16})
+    assert depths(shallow, 2, "none", {}) is None
+    assert depths(mixed, 2, "none", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "quantization", "num_ranks", "on_card"),
+    [
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "none", 2, False),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3, "offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 1000,
+                    "stage3_max_reuse_distance": 1000, "stage3_prefetch_bucket_size": 1000,
+                }
+            },
+            "nf4", 1, True,
+        ),
+    ],
+)  # fmt: skip
+def test_a_deep_model_needs_what_its_simulation_says(
+    deepspeed: dict[str, Any],
+    quantization: str,
+    num_ranks: int,
+    on_card: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings: dict[str, Any] = {
+        "model": {"model_name_or_path": "deep", "quantization": quantization},
+        "data": {"train_file": "texts.jsonl", "max_seq_length": 32},
+        "training": {"gradient_checkpointing": True, "per_device_train_batch_size": 2}, "lora": {"r": 4},
+        "deepspeed": {"bf16": {"enabled": "auto"}, **deepspeed}, "num_ranks": num_ranks,
+    }  # fmt: skip
+    spec = build(JobSpec, settings, "job")
+    config = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 18,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "num_labels": 3,
+    }  # fmt: skip
+    shape = Shape(training=[[32, 30]], evaluation=[32], accumulates=False)
+
+    def forecast_once(cache: str) -> Any:
+        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / cache))
+        return forecast(spec, config, shape, dtype="bf16", world_size=num_ranks, on_card=on_card)
+
+    assert depths(SimpleNamespace(**config), 2, quantization, deepspeed["zero_optimization"]) is not None
+    from_shallow = forecast_once("shallow")
+    monkeypatch.setattr(depth, "depths", lambda *_: None)
+    whole = forecast_once("whole")
+
+    assert from_shallow.tensors == whole.tensors
+    assert json.dumps([from_shallow.card, from_shallow.host], sort_keys=True) == json.dumps(
+        [whole.card, whole.host], sort_keys=True
+    )
