@@ -97,7 +97,9 @@ def main() -> int:
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     preload()
+    drawn = {job.name: job.to_dict() for job in map(draw_job, range(arguments.jobs))}
     known = [] if arguments.fresh else read_rows(arguments.output)
+    known = [row for row in known if row["job"] == drawn.get(row["job"]["name"])]  # an earlier draw had others
     parts = [arguments.output / f".memory_forecast_{number}.jsonl" for number in range(arguments.workers)]
     done = {row["job"]["name"] for row in known}
     jobs = [job for number in range(arguments.jobs) if (job := draw_job(number)).name not in done]

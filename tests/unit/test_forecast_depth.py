@@ -43,9 +43,20 @@ def test_layers_between_the_ends_are_left_out() -> None:
     assert whole is not None and whole.peaks["training"] == {"forward 0": {"host": {"base": 2}}}
 
 
-@pytest.mark.parametrize("other", [{"step": {"card": {"base": 3}}}, {"head": {"card": {"gradients": 3}}}])
-def test_what_is_not_of_the_same_moments_is_no_line(other: dict[str, Any]) -> None:
-    assert extrapolate(simulation(head={"card": {"base": 9}}), simulation(**other), 4, 50) is None
+FEW = {"forward_0": {"card": {"base": 9}}}
+
+
+@pytest.mark.parametrize(
+    ("few", "more"),
+    [
+        (FEW, FEW | {"step": {"card": {"base": 3}}}),
+        (FEW, {"forward_0": {"card": {"gradients": 3}}}),
+        ({"head": {"card": {"base": 9}}}, {"head": {"card": {"base": 9}}}),
+    ],
+)
+def test_what_is_not_of_the_same_moments_of_layers_is_no_line(few: dict[str, Any], more: dict[str, Any]) -> None:
+    assert extrapolate(simulation(**FEW), simulation(**FEW), 4, 50) is not None
+    assert extrapolate(simulation(**few), simulation(**more), 4, 50) is None
 
 
 LLAMA_8B = SimpleNamespace(num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, layer_types=None)
@@ -56,6 +67,7 @@ def test_zero_3_is_simulated_with_as_many_layers_as_may_be_gathered() -> None:
     assert depths(LLAMA_8B, 2, "none", {"stage": 2}) == (4, 6)
     assert depths(LLAMA_8B, 2, "none", zero) == (5, 7)
     assert depths(LLAMA_8B, 2, "nf4", zero) == (7, 9)
+    assert depths(LLAMA_8B, 2, "nf4", zero | {"reduce_bucket_size": "auto"}) == (7, 9)
     assert depths(LLAMA_8B, 2, "nf4", {"stage": 3}) is None  # a thousand million are all of its packed weights
 
 
@@ -64,6 +76,8 @@ def test_models_that_are_not_deep_or_not_alike_are_simulated_whole() -> None:
     mixed = SimpleNamespace(**{**vars(LLAMA_8B), "layer_types": ["full_attention", "sliding_attention"] * 16})
     assert depths(shallow, 2, "none", {}) is None
     assert depths(mixed, 2, "none", {}) is None
+    unknown = SimpleNamespace(num_hidden_layers=32, hidden_size=4096)
+    assert depths(unknown, 2, "none", {"stage": 3}) is None
 
 
 @pytest.mark.parametrize(

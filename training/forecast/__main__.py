@@ -69,8 +69,9 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     refuse_impossible(spec, content)
     checkpoint = resolve_checkpoint(spec.model, lambda _: None, weights=False)
     data, model = (json.dumps(spec.to_dict()[name], sort_keys=True) for name in ("data", "model"))
-    config = load_config(spec.model, checkpoint, _corpus(data).label_names).to_dict()
-    config.pop("_name_or_path")  # the same model elsewhere needs no forecast of its own
+    model_config = load_config(spec.model, checkpoint, _corpus(data).label_names)
+    config = model_config.to_dict()
+    config.pop("_name_or_path", None)  # the same model elsewhere needs no forecast of its own
     lengths = _lengths(data, model, checkpoint)
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
     if spec.model.dtype != "auto":
@@ -80,7 +81,7 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     parameters = base_parameters(json.dumps(config, sort_keys=True))
-    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, config["num_hidden_layers"], lengths))}
+    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, model_config.num_hidden_layers, lengths))}
     if memory:
         shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
         needs = forecast(spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)

@@ -12,11 +12,12 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from training.deepspeed_config import AUTO
 from training.forecast.live import LiveBytes
 
 ENDS = 2
 """Layers at either end that have sites of their own."""
-BETWEEN = "between"
+BETWEEN, FORWARD = "between", "forward"
 DEEPER = 2
 """Layers that the second simulation has more than the first."""
 
@@ -30,6 +31,8 @@ def depths(config: Any, dtype_bytes: int, quantization: str, zero: dict[str, Any
     kinds = getattr(config, "layer_types", None) or [""]
     first = 2 * ENDS
     if zero.get("stage") == 3:
+        if not getattr(config, "intermediate_size", None):
+            return None
         first += -(-_most_gathered(zero) // _fewest_values(config, dtype_bytes, quantization))
     pair = (first, first + DEEPER)
     return pair if len(set(kinds)) == 1 and 3 * sum(pair) <= 2 * layers else None
@@ -38,7 +41,7 @@ def depths(config: Any, dtype_bytes: int, quantization: str, zero: dict[str, Any
 def _most_gathered(zero: dict[str, Any]) -> int:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    read = DeepSpeedZeroConfig(**zero)
+    read = DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != AUTO})
     return max(int(each) for each in (read.max_live_parameters, read.max_reuse_distance, read.prefetch_bucket_size))
 
 
@@ -60,25 +63,25 @@ def of_depth(config: Any, layers: int) -> Any:
 
 def mark_layers(live: LiveBytes, model: Any, layers: list[Any]) -> None:
     """Have what is alive in each layer's forward and backward pass counted under a site of its own."""
-    direction = "forward"
+    direction = FORWARD
 
     def begin(_: Any, __: Any) -> None:
         nonlocal direction
-        direction = "forward"
+        direction = FORWARD
 
     def mark(layer: Any, name: str) -> None:
         def enter(_: Any, __: Any) -> None:
-            live.site = f"{direction} {name}"
+            live.enter(f"{direction} {name}")
 
         def leave(_: Any, __: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
-            if direction == "forward" and hidden.requires_grad:
+            if direction == FORWARD and hidden.requires_grad:
                 hidden.register_hook(turn)
 
         def turn(_: Any) -> None:
             nonlocal direction
             direction = "recompute"
-            live.site = f"backward {name}"
+            live.enter(f"backward {name}")
 
         layer.register_forward_pre_hook(enter)
         layer.register_forward_hook(leave)
@@ -122,8 +125,11 @@ class Simulation:
 def extrapolate(shallow: Simulation, deep: Simulation, depth: int, layers: int) -> Simulation | None:
     """Return what a model of `layers` shows, from models of `depth` and `depth` + DEEPER.
 
-    None where they have other sites, or bytes that become fewer than none: a site's peak is of another moment then.
+    None where they have no sites of layers, or others, or bytes that become fewer than none: a site's peak is of
+    another moment then.
     """
+    if not any(FORWARD in site for site in shallow.peaks["training"]):
+        return None
 
     def line(few: int, more: int) -> int:
         return few + round((more - few) * (layers - depth) / DEEPER)

@@ -100,6 +100,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return a context, to be entered as often as need be, whose peaks are those of `site`."""
         return _Within(self, "site", site)
 
+    def enter(self, site: str) -> None:
+        """Count what follows as that of `site`."""
+        self.site = site
+
     def restart(self) -> None:
         """Forget the peaks; what is alive stays."""
         self.peaks.clear()

@@ -47,66 +47,73 @@ def simulate(
     filled = fill_auto(content, source, spec.training, world_size=world_size, dtype=dtype, cuda=on_card)
     filled |= plan.deepspeed_sizes()
     live = LiveBytes(stand_ins(), causes())
-    peaks: Peaks = {}
-
-    def end(phase: str, part: str = "") -> None:
-        for (device, site), peak in live.peaks.items():
-            known = peaks.setdefault(phase, {}).setdefault(f"{part} {site}", {})
-            place = "card" if device == CARD else "host"
-            causes = {cause: size for (where, cause), size in peak.items() if size and where == device}
-            if sum(causes.values()) >= sum(known.get(place, {}).values()):
-                known[place] = causes
-        live.restart()
-
-    def begin(kind: str) -> None:
-        live.site = kind
-
+    phases = _Phases(live)
     with fake_world(world_size, on_card=on_card) as (ranks, device), live:
         live.cause = ADAPTER
         material = fake_material(config, dtype, shape)
         follow_start(live)
         run, _ = rank.build_run(
             spec, plan, ranks, SilentRecorder(), Path(), material, filled, device, None, lambda _: None, None,
-            _within(live.because(BASE), partial(fake_base, begin=begin)),
+            _within(live.because(BASE), partial(fake_base, begin=live.enter)),
         )  # fmt: skip
         count_causes(live, run.engine)
         layers = [part for part in run.engine.module.modules() if isinstance(part, GradientCheckpointingLayer)]
         mark_layers(live, run.engine.module, layers)
         base_on_card = live.live[CARD, BASE]
-        end("loading")
+        phases.end("loading")
         if not on_card and dtype == torch.bfloat16 and run.engine.module.packed:
             live.cause = MASKS
             for length in shape.masks:
                 causal_mask(length, config.num_attention_heads // config.num_key_value_heads)
         live.cause = ACTIVATIONS
-        steps = list(largest_steps(shape, world_size))
-
-        def evaluate() -> None:
-            run.engine.eval()
-            with torch.no_grad():
-                run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), device))
-            run.engine.train()
-            end("evaluation")
-
-        # Evaluations come between as in a job, since ZeRO-3 fetches ahead what it saw used before. AdamW has its states
-        # from the second step on.
-        stage3 = zero_stage(filled) == 3
-        if stage3:
-            evaluate()
-        for index, step in enumerate([*steps, *steps]):
-            optimizer_step(run, step, index, 1e-3)
-            end("training", str(index))
-            live.site = ""
-            end("saving")
-            if stage3:
-                evaluate()
-        if not stage3:
-            evaluate()
+        _train(run, phases, list(largest_steps(shape, world_size)), shape, zero_stage(filled))
         trained = [parameter_shape(each).numel() for each in trainable_parameters(run.engine.module).values()]
         run.engine.destroy()
     return Simulation(
-        peaks=peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card
+        peaks=phases.peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card
     )  # fmt: skip
+
+
+class _Phases:
+    """The peaks of a job, phase by phase."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self.live = live
+        self.peaks: Peaks = {}
+
+    def end(self, phase: str, part: str = "") -> None:
+        """Keep the peaks since the last end as those of a phase; `part` tells its repetitions apart."""
+        for (device, site), peak in self.live.peaks.items():
+            known = self.peaks.setdefault(phase, {}).setdefault(f"{part} {site}", {})
+            place = "card" if device == CARD else "host"
+            causes = {cause: size for (where, cause), size in peak.items() if size and where == device}
+            if sum(causes.values()) >= sum(known.get(place, {}).values()):
+                known[place] = causes
+        self.live.enter("")
+        self.live.restart()
+
+
+def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage: int) -> None:
+    """Make each step twice: AdamW has its states from the second on. Evaluations come where they need most."""
+
+    def evaluate() -> None:
+        run.engine.eval()
+        with torch.no_grad():
+            run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), run.device))
+        run.engine.train()
+        phases.end("evaluation")
+
+    # They come between as in a job under ZeRO-3, which fetches ahead what it saw used before.
+    if stage == 3:
+        evaluate()
+    for index, step in enumerate([*steps, *steps]):
+        optimizer_step(run, step, index, 1e-3)
+        phases.end("training", str(index))
+        phases.end("saving")
+        if stage == 3:
+            evaluate()
+    if stage != 3:
+        evaluate()
 
 
 START_ENGINE: Callable[..., Any] = rank.start_engine  # type: ignore[attr-defined]
