@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +18,7 @@ import pytest
 from training.forecast import depth
 from training.forecast.depth import DEEPER, Simulation, depths, extrapolate
 from training.forecast.estimate import Shape, forecast
+from training.forecast.memory_estimate import MemoryEstimate
 from training.parse import build
 from training.spec import JobSpec
 
@@ -80,6 +86,16 @@ def test_models_that_are_not_deep_or_not_alike_are_simulated_whole() -> None:
     assert depths(unknown, 2, "none", {"stage": 3}) is None
 
 
+def shallow_and_whole(forecast_once: Callable[[], MemoryEstimate], cache: Path) -> list[MemoryEstimate]:
+    """Forecast a deep model as it is done, and by simulating every layer."""
+    found = []
+    for name in ("shallow", "whole"):
+        os.environ["SHOAL_CACHE"] = str(cache / name)
+        found.append(forecast_once())
+        depth.depths = lambda *_: None  # type: ignore[assignment]
+    return found
+
+
 @pytest.mark.parametrize(
     ("deepspeed", "quantization", "num_ranks", "on_card"),
     [
@@ -101,7 +117,6 @@ def test_a_deep_model_needs_what_its_simulation_says(
     num_ranks: int,
     on_card: bool,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings: dict[str, Any] = {
         "model": {"model_name_or_path": "deep", "quantization": quantization},
@@ -116,14 +131,12 @@ def test_a_deep_model_needs_what_its_simulation_says(
     }  # fmt: skip
     shape = Shape(training=[[32, 30]], evaluation=[32], accumulates=False)
 
-    def forecast_once(cache: str) -> Any:
-        monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / cache))
-        return forecast(spec, config, shape, dtype="bf16", world_size=num_ranks, on_card=on_card)
+    forecast_once = partial(forecast, spec, config, shape, dtype="bf16", world_size=num_ranks, on_card=on_card)
 
     assert depths(SimpleNamespace(**config), 2, quantization, deepspeed["zero_optimization"]) is not None
-    from_shallow = forecast_once("shallow")
-    monkeypatch.setattr(depth, "depths", lambda *_: None)
-    whole = forecast_once("whole")
+    # As `shoal plan` forecasts: in a process that has run no model, as other tests have in this one.
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        from_shallow, whole = process.submit(shallow_and_whole, forecast_once, tmp_path).result()
 
     assert from_shallow.tensors == whole.tensors
     assert json.dumps([from_shallow.card, from_shallow.host], sort_keys=True) == json.dumps(

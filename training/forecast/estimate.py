@@ -144,7 +144,11 @@ def _load_libraries() -> None:
 
 
 def in_fork(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-    """Call a function in a process of its own: torch and DeepSpeed join a group once, and forecasts change them."""
+    """Call a function in a process of its own: torch and DeepSpeed join a group once, and forecasts change them.
+
+    The caller must have run no backward pass itself: torch's autograd counts the devices of a process once, forks
+    inherit the count, and a fake card is one more.
+    """
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("fork")) as process:
         return process.submit(function, *arguments, **options).result()
 
