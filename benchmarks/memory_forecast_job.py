@@ -266,11 +266,11 @@ def let_gloo_go() -> None:
             return done
 
     def slowly(call: Any) -> Any:
-        def inside(*arguments: Any, **options: Any) -> Any:
-            work = call(*arguments, **options)
-            if work is not None:
-                return Handle(work)
-            time.sleep(GLOO_SECONDS)
+        def inside(*arguments: Any, async_op: bool = False, **options: Any) -> Any:
+            work = call(*arguments, async_op=True, **options)
+            if async_op or work is None:
+                return None if work is None else Handle(work)
+            Handle(work).wait()
             return None
 
         return inside

@@ -17,7 +17,7 @@ from training import rank
 from training.batches import StepPlan
 from training.cpu_attention import causal_mask
 from training.deepspeed_config import fill_auto, read_deepspeed_config, zero_stage
-from training.engine import trainable_parameters
+from training.engine import gathered, trainable_parameters
 from training.evaluation import to_device
 from training.forecast.base import fake_base, stand_ins
 from training.forecast.depth import Peaks, Simulation, mark_layers
@@ -102,8 +102,11 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
             run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), run.device))
         run.engine.train()
         phases.end("evaluation")
+        with gathered(trained):  # the best weights are read out; ZeRO-3 fetches them anew then, with what comes first
+            pass
 
     # They come between as in a job under ZeRO-3, which fetches ahead what it saw used before.
+    trained = list(trainable_parameters(run.engine.module).values())
     if stage == 3:
         evaluate()
     for index, step in enumerate([*steps, *steps]):
@@ -112,8 +115,7 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
         phases.end("saving")
         if stage == 3:
             evaluate()
-    if stage != 3:
-        evaluate()
+    evaluate()  # under ZeRO-3 as the last one, of the best weights put back
 
 
 START_ENGINE: Callable[..., Any] = rank.start_engine  # type: ignore[attr-defined]
