@@ -95,6 +95,7 @@ class _Phases:
 
 def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage: int) -> None:
     """Make each step twice: AdamW has its states from the second on. Evaluations come where they need most."""
+    trained = list(trainable_parameters(run.engine.module).values())
 
     def evaluate() -> None:
         run.engine.eval()
@@ -106,7 +107,6 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
             pass
 
     # They come between as in a job under ZeRO-3, which fetches ahead what it saw used before.
-    trained = list(trainable_parameters(run.engine.module).values())
     if stage == 3:
         evaluate()
     for index, step in enumerate([*steps, *steps]):
