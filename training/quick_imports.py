@@ -5,12 +5,14 @@ Imported by training/__init__.py, before any of them.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 @contextmanager
@@ -46,9 +48,20 @@ def _without_mlflow() -> Iterator[None]:
         del sys.modules["mlflow"]
 
 
+@contextmanager
+def _models_listed_once() -> Iterator[None]:
+    """Have transformers look through its 550 folders of models once (0.5 s), not twice: its own cache holds 128."""
+    yield
+    utils: Any = sys.modules["transformers.utils.import_utils"]
+    look: Any = getattr(utils, "create_import_structure_from_path", None)
+    if hasattr(look, "__wrapped__"):
+        utils.create_import_structure_from_path = functools.cache(look.__wrapped__)
+
+
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": _without_compiler,
     "deepspeed.autotuning.autotuner": _without_mlflow,
+    "transformers.utils.import_utils": _models_listed_once,
 }
 """What holds while a module is imported."""
 

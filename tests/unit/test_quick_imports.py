@@ -33,3 +33,12 @@ def test_what_a_forecast_is_looked_up_with_is_light() -> None:
     code = "import training.forecast.__main__, training.pretrained, training.corpus.load, training.tokens"
     heavy = ("peft", "bitsandbytes", "deepspeed", "datasets", "ray", "torch._inductor.compile_fx")
     assert loaded(code, *heavy) == set()
+
+
+def test_transformers_reads_each_folder_of_models_once() -> None:
+    code = """
+import training, transformers.models
+from transformers.utils.import_utils import create_import_structure_from_path as look
+assert look.cache_info().misses == look.cache_info().currsize > 100  # none was forgotten and read again
+"""
+    assert loaded(code, "transformers") == {"transformers"}
