@@ -19,7 +19,8 @@ from typing import Any
 def _without_compiler() -> Iterator[None]:
     """Leave functions as they are where torch.compile decorates them, which loads the whole compiler (2 s).
 
-    In bitsandbytes these are fallbacks for devices that have no kernels of their own; CPUs and CUDA have them.
+    In bitsandbytes these are fallbacks for devices that have no kernels of their own; CPUs and CUDA have them. In
+    DeepSpeed they are Muon's, an optimizer that nothing here uses and that ZeRO imports to ask whether it does.
     """
     import torch
 
@@ -61,6 +62,7 @@ def _models_listed_once() -> Iterator[None]:
 AROUND: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "bitsandbytes.backends.default.ops": _without_compiler,
     "deepspeed.autotuning.autotuner": _without_mlflow,
+    "deepspeed.runtime.zero.muon.original_muon": _without_compiler,
     "transformers.utils.import_utils": _models_listed_once,
 }
 """What holds while a module is imported."""
