@@ -202,6 +202,15 @@ def gathered(parameters: list[nn.Parameter], *, write: bool = False) -> Any:
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
 
+def release_gathered(engine: Any) -> None:
+    """Let go of all weights that ZeRO-3 has gathered or is about to. All ranks must call it after an evaluation.
+
+    A forward pass has it fetch ahead for the backward pass, which an evaluation lacks; what is still on its way could
+    be neither read nor replaced, and DeepSpeed would end the job.
+    """
+    engine.empty_partition_cache()  # nothing under other stages
+
+
 def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
     """Return adapter and head as whole CPU tensors, on every rank. All ranks must call it."""
     parameters = trainable_parameters(model)

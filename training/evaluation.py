@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.batches import cut_batch
+from training.engine import release_gathered
 from training.multi_label import compute_multi_label_metrics
 from training.ranks import Ranks
 from training.result import Metrics
@@ -45,6 +46,7 @@ def compute_logits(
         batch = engine(*to_device(split, indices, device))
         if indices:
             logits[torch.tensor(indices, device=device)] = batch
+    release_gathered(engine)
     if ranks.world_size > 1:
         dist.all_reduce(logits)  # each row was written by one rank and is zero on the others
     engine.train()

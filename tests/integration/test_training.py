@@ -70,6 +70,20 @@ def test_every_zero_stage_learns_the_same(
     assert result.adapter["verified"]
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_what_zero_3_fetches_ahead_in_an_evaluation_is_let_go(
+    num_ranks: int, reference: tuple[list[float], RunResult], job_flags: list[str], tmp_path: Path
+) -> None:
+    """Adapters too large to stay gathered, as those of real models are: the best weights are read out in between."""
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 8_000}
+    config = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto")
+    (tmp_path / "ahead.json").write_text(json.dumps({**config, "zero_optimization": zero}))
+    sizes = (f"--per_device_train_batch_size={4 // num_ranks}", "--gradient_accumulation_steps=2")
+    flags = [*job_flags, *sizes, f"--deepspeed={tmp_path / 'ahead.json'}", "--eval_steps=1"]
+    train(flags, tmp_path / "out", num_ranks=num_ranks)
+    np.testing.assert_allclose(losses(tmp_path / "out"), reference[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("config", "num_ranks", "flags"),
     [

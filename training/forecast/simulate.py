@@ -17,7 +17,7 @@ from training import rank
 from training.batches import StepPlan
 from training.cpu_attention import causal_mask
 from training.deepspeed_config import fill_auto, read_deepspeed_config, zero_stage
-from training.engine import gathered, trainable_parameters
+from training.engine import release_gathered, trainable_parameters
 from training.evaluation import to_device
 from training.forecast.base import fake_base, stand_ins
 from training.forecast.depth import Peaks, Simulation, mark_layers
@@ -95,7 +95,6 @@ class _Phases:
 
 def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage: int) -> None:
     """Make each step twice: AdamW has its states from the second on. Evaluations come where they need most."""
-    trained = list(trainable_parameters(run.engine.module).values())
 
     def evaluate() -> None:
         run.engine.eval()
@@ -103,8 +102,7 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
             run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), run.device))
         run.engine.train()
         phases.end("evaluation")
-        with gathered(trained):  # the best weights are read out; ZeRO-3 fetches them anew then, with what comes first
-            pass
+        release_gathered(run.engine)  # the persistent ones too, which the next pass fetches together with its first
 
     # They come between as in a job under ZeRO-3, which fetches ahead what it saw used before.
     if stage == 3:
