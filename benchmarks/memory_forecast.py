@@ -31,11 +31,11 @@ from benchmarks.memory_forecast_job import (  # noqa: E402
     Job,
     draw_job,
     forecast_job,
-    measure_job,
     say_peers,
     write_inputs,
 )
 from benchmarks.memory_forecast_report import write_results  # noqa: E402
+from benchmarks.memory_measurement import measure_job  # noqa: E402
 
 PARTS = ".memory_forecast_*.jsonl"
 """What the workers of a run write, job by job."""
