@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
-from scipy.stats import binomtest
 
 from launcher.report.intervals import Interval, interval_of_difference
 from training.predictions import FloatArray
@@ -80,6 +79,8 @@ def compare(a: Side, b: Side) -> Comparison:
     doi:10.1162/089976698300017197) and the paired bootstrap, over texts: the answer is about these two classifiers.
     With several seeds on a side the answer is about the settings, whatever seed is drawn; see `_over_seeds`.
     """
+    from scipy.stats import binomtest  # here, since every start of the launcher would pay for it
+
     difference = a.accuracy - b.accuracy
     h = cohens_h(a.accuracy, b.accuracy)
     comparison: Comparison = {"a": a.name, "b": b.name, "difference": difference}

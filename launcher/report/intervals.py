@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
-from scipy.stats import t as student_t
+from scipy.special import ndtr, ndtri, stdtrit
 
 from training.predictions import FloatArray, IntArray
 
@@ -29,7 +28,7 @@ def interval_of_mean(values: Sequence[float]) -> Interval:
 
     Of the scores of several seeds: where the mean over all seeds lies, on these very texts.
     """
-    half = student_t.ppf(TAILS[1], len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    half = stdtrit(len(values) - 1, TAILS[1]) * np.std(values, ddof=1) / len(values) ** 0.5
     mean = float(np.mean(values))
     return [max(0.0, mean - float(half)), min(1.0, mean + float(half))]
 
