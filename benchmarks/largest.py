@@ -1,10 +1,11 @@
 """The largest LLaMA that trains on 8, 12, 16 and 24 GB cards, one and two of them, by the memory forecast.
 
-    python benchmarks/largest.py     # about two hours on 2 cores; writes benchmarks/results/largest.*
+    python benchmarks/largest.py     # about two hours on 2 cores; goes on where it was stopped
 
 Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
 of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
 model that has one. Host memory is not limited: the table says what a setting takes. No weights and no card are needed.
+Writes largest.json, largest.md, and the table of README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.readme_part import write_part  # noqa: E402
 from benchmarks.word_tokenizer import save_word_tokenizer  # noqa: E402
 from launcher.cards import Card, Node  # noqa: E402
 from launcher.choose import Choice, choose  # noqa: E402
@@ -31,6 +33,7 @@ from training.errors import UserError  # noqa: E402
 from training.forecast.memory_estimate import JobForecast  # noqa: E402
 from training.spec import DataSpec, JobSpec, LoraSpec, ModelSpec, TrainingSpec  # noqa: E402
 
+RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (8, 12, 16, 24)
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; of the checkpoints' config.json.
 MODELS = {
@@ -132,7 +135,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--cards", type=int, nargs="+", default=list(SIZES), metavar="GIB", help="sizes of cards")
     parser.add_argument("--models", type=int, help="only the first so many")
     options = parser.parse_args()
@@ -148,6 +151,8 @@ def main() -> int:
     (options.output / "largest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     head = f"# The largest LLaMA by card\n\nForecast, {content['date']}: `{content['command']}`.\n\n"
     (options.output / "largest.md").write_text(head + text + "\n", encoding="utf-8")
+    if options.output == RESULTS and options.models is None and options.cards == list(SIZES):
+        write_part("largest", text + "\n", ROOT / "README.md")
     return 0
 
 

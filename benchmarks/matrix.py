@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.forked import preload, run_forked  # noqa: E402
 from benchmarks.matrix_job import CLASSES, Cell, run_cell, write_inputs  # noqa: E402
-from benchmarks.matrix_report import OFFLOADS, QUANTIZATIONS, STAGES, header, report, select, write_readme  # noqa: E402
+from benchmarks.matrix_report import OFFLOADS, QUANTIZATIONS, STAGES, header, readme_part, report, select  # noqa: E402
+from benchmarks.readme_part import write_part  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK_CELLS = 2
@@ -130,7 +131,7 @@ def main() -> int:
             results[cell] = result
             write_results({**content, "cells": [results[cell] for cell in wanted if cell in results]}, output)
     if output == RESULTS:
-        write_readme([results[cell] for cell in wanted], ROOT / "README.md")
+        write_part("matrix", readme_part([results[cell] for cell in wanted]), ROOT / "README.md")
     bad = [result for result in results.values() if result["outcome"] not in ("yes", "refused")]
     print(f"{len(results)} cells, {len(bad)} of them failed or differ")
     return 1 if bad else 0

@@ -14,7 +14,6 @@ QUANTIZATIONS = ("none", "nf4", "int8")
 STAGES = (0, 1, 2, 3)
 OFFLOADS = ("none", "optimizer", "optimizer+param")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
-MARKERS = ("<!-- matrix -->", "<!-- /matrix -->")
 VARIANTS = {
     "`--bf16`": {"dtype": "bf16", "quantization": "none"},
     "`--use_dora`": {"variant": "dora", "quantization": "none"},
@@ -117,14 +116,6 @@ def reasons(results: list[Result]) -> str:
 def readme_part(results: list[Result]) -> str:
     """Return what stands between README's markers."""
     return f"{tables(results)}\n{reasons(results)}"
-
-
-def write_readme(results: list[Result], path: Path) -> None:
-    """Put the tables between the markers."""
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(f"{MARKERS[0]}\n")
-    after = rest.split(MARKERS[1])[1]
-    path.write_text(f"{before}{MARKERS[0]}\n{readme_part(results)}{MARKERS[1]}{after}", encoding="utf-8")
 
 
 def differences(results: list[Result]) -> str:

@@ -37,6 +37,7 @@ from benchmarks.memory_forecast_job import (  # noqa: E402
 from benchmarks.memory_forecast_report import write_results  # noqa: E402
 from benchmarks.memory_measurement import measure_job  # noqa: E402
 
+Row = dict[str, Any]
 PARTS = ".memory_forecast_*.jsonl"
 """What the workers of a run write, job by job."""
 
@@ -51,11 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_job(job: Job, folder: Path) -> dict[str, Any]:
+def run_job(job: Job, folder: Path) -> Row:
     """Forecast, run and ask the peers about one job; return its row."""
     folder.mkdir()
     log = folder / "log.txt"
-    row: dict[str, Any] = {"job": job.to_dict()}
+    row: Row = {"job": job.to_dict()}
     tasks: dict[str, Callable[[], int]] = {
         "inputs": lambda: write_inputs(job, folder),
         "forecast": lambda: forecast_job(job, folder),
@@ -97,31 +98,37 @@ def main() -> int:
     arguments = parse_arguments()
     arguments.output.mkdir(parents=True, exist_ok=True)
     preload()
-    drawn = {job.name: job.to_dict() for job in map(draw_job, range(arguments.jobs))}
-    known = [] if arguments.fresh else read_rows(arguments.output)
-    known = [row for row in known if row["job"] == drawn.get(row["job"]["name"])]  # an earlier draw had others
+    known = {} if arguments.fresh else latest([*read_results(arguments.output), *read_parts(arguments.output)])
+    remove_parts(arguments.output)
     parts = [arguments.output / f".memory_forecast_{number}.jsonl" for number in range(arguments.workers)]
-    done = {row["job"]["name"] for row in known}
-    jobs = [job for number in range(arguments.jobs) if (job := draw_job(number)).name not in done]
+    with parts[0].open("w", encoding="utf-8") as file:  # what is known stays known where this run is stopped too
+        file.writelines(json.dumps(row) + "\n" for row in known.values())
+    jobs = [job for job in map(draw_job, range(arguments.jobs)) if "measured" not in known.get(job.name, {})]
     shares = [jobs[number :: len(parts)] for number in range(len(parts))]
-    if arguments.fresh:
-        remove_parts(arguments.output)
     workers = [fork(partial(work, share, part), Path("/dev/stdout")) for share, part in zip(shares, parts, strict=True)]
     wait(workers, timeout_seconds=24 * 3600)
-    found = [json.loads(line) for part in parts if part.exists() for line in part.open(encoding="utf-8")]
-    names = {row["job"]["name"] for row in found}
-    status = write_results([*(row for row in known if row["job"]["name"] not in names), *found], arguments.output)
+    status = write_results(list(latest(read_parts(arguments.output)).values()), arguments.output)
     remove_parts(arguments.output)
     return status
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of jobs that worked: of the results, and of a run that was stopped."""
+def read_results(folder: Path) -> list[Row]:
+    """Return the rows of an earlier run that ended."""
     results = folder / "memory_forecast.json"
-    rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    for part in folder.glob(PARTS):
-        rows += [json.loads(line) for line in part.open(encoding="utf-8")]
-    return list({row["job"]["name"]: row for row in rows if "error" not in row}.values())
+    return json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+
+
+def read_parts(folder: Path) -> list[Row]:
+    """Return the rows of this run, or of one that was stopped."""
+    return [json.loads(line) for part in folder.glob(PARTS) for line in part.open(encoding="utf-8")]
+
+
+def latest(rows: list[Row]) -> dict[str, Row]:
+    """Return a row for each job by name, the last that has not failed; none whose settings another draw had."""
+    numbers = {row["job"]["name"]: int(row["job"]["name"].removeprefix("job")) for row in rows}
+    drawn = {name: draw_job(number).to_dict() for name, number in numbers.items()}
+    known = [row for row in rows if row["job"] == drawn[row["job"]["name"]]]
+    return {row["job"]["name"]: row for row in sorted(known, key=lambda row: "measured" in row)}
 
 
 def remove_parts(folder: Path) -> None:

@@ -26,31 +26,27 @@ def adapt_4_bit_layers(model: Any) -> None:
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
     """Return [..., out] for x [..., in]."""
-    if not (torch.is_grad_enabled() and x.requires_grad) or layer.bias is not None:
+    if not (torch.is_grad_enabled() and x.requires_grad):
         return type(layer).forward(layer, x)  # type: ignore[no-any-return]
     output = _Product.apply(x.to(layer.compute_dtype or x.dtype), layer)  # type: ignore[no-untyped-call]
     return output.to(x.dtype)  # type: ignore[no-any-return]
 
 
 class _Product(torch.autograd.Function):
-    """x [..., in] and a layer's frozen weight -> [..., out]; backward asks the layer for the weight again."""
+    """x [..., in] and a layer's frozen weight and bias -> [..., out]; backward asks the layer for the weight again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
         ctx.layer = layer
-        return bitsandbytes.matmul_4bit(x, layer.weight, quant_state=_state(layer))  # type: ignore[no-any-return]
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return bitsandbytes.matmul_4bit(x, layer.weight, bias=bias, quant_state=_state(layer))  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         weight = ctx.layer.weight
-        gathers = not weight.numel()  # DeepSpeed has it gathered before a layer's backward, unless hooks come late
-        if gathers:
-            weight.all_gather()
+        assert weight.numel(), "DeepSpeed gathers a layer's weights before its backward pass"
         whole = bitsandbytes.functional.dequantize_4bit(weight.data.view(-1, 1), _state(ctx.layer))
-        by_x = gradient @ whole.to(gradient.dtype)
-        if gathers:
-            weight.partition()
-        return by_x, None
+        return gradient @ whole.to(gradient.dtype), None
 
 
 def _state(layer: Any) -> Any:

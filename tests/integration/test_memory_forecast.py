@@ -13,6 +13,7 @@ import pytest
 from conftest import CHECKOUT, environment
 
 from benchmarks import largest
+from benchmarks.readme_part import read_part
 
 
 def test_jobs_take_what_was_forecast(tmp_path: Path) -> None:
@@ -74,3 +75,10 @@ def test_the_largest_model_by_card_is_found(tmp_path: Path, monkeypatch: pytest.
     rows = json.loads((tmp_path / "largest.json").read_text())["rows"]
     assert len(rows) == 4 and all(row["fits"] and row["needs_card_gib"] <= row["card_gib"] for row in rows)
     assert "| 1 x 8 GB | tiny |" in (tmp_path / "largest.md").read_text()
+
+
+def test_readme_shows_the_committed_table() -> None:
+    """Of every model, on every card and on two, in both precisions."""
+    rows = json.loads((largest.RESULTS / "largest.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == len(largest.MODELS) * len(largest.SIZES) * 2 * 2
+    assert read_part("largest", CHECKOUT / "README.md") == largest.table(rows) + "\n"

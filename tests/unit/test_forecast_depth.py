@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from training.forecast import depth
-from training.forecast.depth import DEEPER, Simulation, depths, extrapolate
+from training.forecast.depth import DEEPER, Simulation, bucket_of, depths, extrapolate, tells_layers_apart
 from training.forecast.estimate import Shape, forecast
 from training.forecast.memory_estimate import MemoryEstimate
 from training.parse import build
@@ -75,6 +75,21 @@ def test_zero_3_is_simulated_with_as_many_layers_as_may_be_gathered() -> None:
     assert depths(LLAMA_8B, 2, "nf4", zero) == (7, 9)
     assert depths(LLAMA_8B, 2, "nf4", zero | {"reduce_bucket_size": "auto"}) == (7, 9)
     assert depths(LLAMA_8B, 2, "nf4", {"stage": 3}) is None  # a thousand million are all of its packed weights
+
+
+def test_adapters_in_some_layers_only_are_simulated_with_all() -> None:
+    assert not tells_layers_apart("all-linear")
+    assert not tells_layers_apart(["q_proj", "self_attn.v_proj", "fc1"])
+    assert tells_layers_apart(["layers.17.self_attn.q_proj"])
+    assert tells_layers_apart(r".*layers\.[0-8]\..*q_proj")
+
+
+def test_gradients_that_pass_their_bucket_are_no_line() -> None:
+    few, more = simulation(**FEW), replace(simulation(**FEW), trained=15)
+    trained = 10 + 5 * 46 // DEEPER
+    assert extrapolate(few, more, 4, 50, bucket_of({"reduce_bucket_size": trained})) is not None
+    assert extrapolate(few, more, 4, 50, bucket_of({"reduce_bucket_size": trained - 1})) is None
+    assert bucket_of({}) == bucket_of({"reduce_bucket_size": "auto"}) == float("inf")
 
 
 def test_models_that_are_not_deep_or_not_alike_are_simulated_whole() -> None:

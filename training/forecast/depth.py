@@ -22,6 +22,13 @@ DEEPER = 2
 """Layers that the second simulation has more than the first."""
 
 
+def tells_layers_apart(target_modules: str | list[str]) -> bool:
+    """Whether adapters are, or may be, in some layers only: paths with a layer's number, or a regular expression."""
+    if isinstance(target_modules, str):
+        return target_modules != "all-linear"
+    return any(part.isdigit() for name in target_modules for part in name.split("."))
+
+
 def depths(config: Any, dtype_bytes: int, quantization: str, zero: dict[str, Any]) -> tuple[int, int] | None:
     """Return how many layers to simulate for a model of `config`; None where it is as well to simulate it itself.
 
@@ -45,6 +52,12 @@ def _most_gathered(zero: dict[str, Any]) -> int:
     return max(int(each) for each in (read.max_live_parameters, read.max_reuse_distance, read.prefetch_bucket_size))
 
 
+def bucket_of(zero: dict[str, Any]) -> float:
+    """Return how many gradients DeepSpeed collects before it reduces them; all, where the file does not say."""
+    size = zero.get("reduce_bucket_size", AUTO)
+    return float("inf") if size == AUTO else float(size)
+
+
 def _fewest_values(config: Any, dtype_bytes: int, quantization: str) -> int:
     """Return a number of values that each layer's weights have at least, as DeepSpeed counts them."""
     hidden = int(config.hidden_size)
@@ -53,7 +66,7 @@ def _fewest_values(config: Any, dtype_bytes: int, quantization: str) -> int:
 
 
 def of_depth(config: Any, layers: int) -> Any:
-    """Return the config.json of the same model with so many layers."""
+    """Return the configuration of the same model with so many layers."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -111,29 +124,26 @@ class Simulation:
 
     def largest(self) -> dict[str, dict[str, dict[str, int]]]:
         """Return phase -> "card" or "host" -> cause -> bytes of the site that has most there."""
-        return {
-            phase: {
-                place: max(
-                    (site[place] for site in sites.values() if place in site), key=lambda side: sum(side.values())
-                )
-                for place in sorted({place for site in sites.values() for place in site})
-            }
-            for phase, sites in self.peaks.items()
-        }
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for phase, sites in self.peaks.items():
+            found[phase] = {}
+            for place in sorted({place for site in sites.values() for place in site}):
+                there = [dict(site[place]) for site in sites.values() if place in site]
+                found[phase][place] = max(there, key=lambda causes: sum(causes.values()))
+        return found
 
 
-def extrapolate(shallow: Simulation, deep: Simulation, depth: int, layers: int) -> Simulation | None:
+def extrapolate(
+    shallow: Simulation, deep: Simulation, depth: int, layers: int, bucket: float = float("inf")
+) -> Simulation | None:
     """Return what a model of `layers` shows, from models of `depth` and `depth` + DEEPER.
 
     None where they have no sites of layers, or others, or bytes that become fewer than none: a site's peak is of
-    another moment then.
+    another moment then. None, too, where gradients are more values than DeepSpeed's `bucket` holds.
     """
-    if not any(FORWARD in site for site in shallow.peaks["training"]):
+    trained = _line(shallow.trained, deep.trained, depth, layers)
+    if trained > bucket or not any(FORWARD in site for site in shallow.peaks["training"]):
         return None
-
-    def line(few: int, more: int) -> int:
-        return few + round((more - few) * (layers - depth) / DEEPER)
-
     peaks: Peaks = {}
     for phase, sites in shallow.peaks.items():
         ends = {site for site in sites if BETWEEN not in site}
@@ -144,7 +154,7 @@ def extrapolate(shallow: Simulation, deep: Simulation, depth: int, layers: int) 
             few, more = sites[site], deep.peaks[phase][site]
             peaks[phase][site] = {
                 place: {
-                    cause: line(few.get(place, {}).get(cause, 0), more.get(place, {}).get(cause, 0))
+                    cause: _line(few.get(place, {}).get(cause, 0), more.get(place, {}).get(cause, 0), depth, layers)
                     for cause in few.get(place, {}).keys() | more.get(place, {}).keys()
                 }
                 for place in few.keys() | more.keys()
@@ -153,7 +163,12 @@ def extrapolate(shallow: Simulation, deep: Simulation, depth: int, layers: int) 
                 return None
     return Simulation(
         peaks=peaks,
-        trained=line(shallow.trained, deep.trained),
+        trained=trained,
         largest_trained=shallow.largest_trained,
-        base_on_card=line(shallow.base_on_card, deep.base_on_card),
+        base_on_card=_line(shallow.base_on_card, deep.base_on_card, depth, layers),
     )
+
+
+def _line(few: int, more: int, depth: int, layers: int) -> int:
+    """Return what is at `layers` on the line through what is at `depth` and at `depth` + DEEPER."""
+    return few + round((more - few) * (layers - depth) / DEEPER)

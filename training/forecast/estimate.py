@@ -186,10 +186,11 @@ def _simulate(
     def run(model: Any) -> Simulation:
         return in_fork(simulate, spec, Plan.of(spec), model, kind, world_size, shape, on_card=on_card)
 
-    pair = depth.depths(model, kind.itemsize, spec.model.quantization, _content(spec).get("zero_optimization", {}))
-    if pair is not None:
+    zero = _content(spec).get("zero_optimization", {})
+    pair = depth.depths(model, kind.itemsize, spec.model.quantization, zero)
+    if pair is not None and not depth.tells_layers_apart(spec.lora.target_modules):
         few, more = (run(depth.of_depth(model, layers)) for layers in pair)
-        simulation = depth.extrapolate(few, more, pair[0], model.num_hidden_layers)
+        simulation = depth.extrapolate(few, more, pair[0], model.num_hidden_layers, depth.bucket_of(zero))
         if simulation is not None:
             return simulation
     return run(model)

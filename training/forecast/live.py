@@ -125,7 +125,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         common = reduce(torch.promote_types, (value.dtype for value in operands))
         sized = [*operands, output] if output.dtype.is_floating_point else operands
         size = sum(value.numel() * common.itemsize for value in sized if value.dtype != common)
-        self._touch(self.cause, size)
+        if size:
+            self._touch(self.cause, size)
 
     def _touch(self, cause: str, size: int) -> None:
         """Count what is alive in host memory during an operation only."""
