@@ -112,7 +112,8 @@ Theirs count weights, gradients and optimizer states of a model that is trained 
 
 - Command: `python benchmarks/memory_forecast.py`; a forecast took {seconds:.1f} s in the median
 - The checkpoint that is written beside the next step counts as not yet gone or gone, whichever: the job waits for it
-- gloo's threads free tensors a moment after the rank goes on; the job gives them that moment
+- Collective calls are waited for at once, and a moment longer: gloo's threads hold a buffer of their own for each, and
+  which of the rank's tensors it is alive beside would be luck. On cards NCCL has no such buffers
 - Run {content["date"]} on {content["hardware"]}
 - Versions: {versions}
 """

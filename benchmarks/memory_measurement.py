@@ -77,31 +77,19 @@ def _run_rank(folder: Path, rank: int) -> int:
 
 
 def let_gloo_go() -> None:
-    """Have every collective call end a moment after gloo's thread has let its tensors go.
+    """Have every collective call end a moment after gloo's thread has let its tensors go, one that is asynchronous too.
 
-    The profiler hears of what its own thread frees, and else it would be luck which of the two is the last to.
+    Else it would be luck beside which of the rank's own tensors gloo's receive buffers are alive.
     """
     import torch.distributed as dist
-
-    class Handle:
-        def __init__(self, work: Any) -> None:
-            self.work = work
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.work, name)
-
-        def wait(self, *arguments: Any) -> Any:
-            done = self.work.wait(*arguments)
-            time.sleep(GLOO_SECONDS)
-            return done
 
     def slowly(call: Any) -> Any:
         def inside(*arguments: Any, async_op: bool = False, **options: Any) -> Any:
             work = call(*arguments, async_op=True, **options)
-            if async_op or work is None:
-                return None if work is None else Handle(work)
-            Handle(work).wait()
-            return None
+            if work is not None:
+                work.wait()
+                time.sleep(GLOO_SECONDS)
+            return work if async_op else None
 
         return inside
 
