@@ -1,10 +1,10 @@
 """The largest LLaMA that trains on 8, 12, 16 and 24 GB cards, one and two of them, by the memory forecast.
 
-    python benchmarks/largest.py     # about two hours on 2 cores; goes on where it was stopped
+    python benchmarks/largest.py     # an hour or two; goes on where it was stopped
 
 Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
 of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
-model that has one. Host memory is not limited: the table says what a setting takes. No weights and no card are needed.
+model that has one, on a PC with 64 GiB of memory for it. No weights and no card are needed.
 Writes largest.json, largest.md, and the table of README.md.
 """
 
@@ -35,6 +35,7 @@ from training.spec import DataSpec, JobSpec, LoraSpec, ModelSpec, TrainingSpec  
 
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (8, 12, 16, 24)
+HOST_GIB = 64.0
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; of the checkpoints' config.json.
 MODELS = {
     "1B (Llama 3.2)": (2048, 8192, 16, 32, 8, 128256),
@@ -93,7 +94,7 @@ def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int
     cards = [
         Card(node_id="pc", host="pc", index=index, size=size, gib=float(size), num_threads=8) for index in range(number)
     ]
-    node = Node(node_id="pc", host="pc", address="", total_gib=float("inf"), host_gib=float("inf"), cores=16)
+    node = Node(node_id="pc", host="pc", address="", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
     return choose(job, process.work(job.spec), ask, cards, {"pc": node}, on_card=True, most_ranks=number)
 
 
@@ -125,12 +126,15 @@ def table(rows: list[dict[str, Any]]) -> str:
                 asked = {"fits": True, "card_gib": size, "cards": number, "quantization": quantization}
                 fitting = [row for row in rows if asked.items() <= row.items()]
                 last = fitting[-1] if fitting else None
-                memory = (
-                    f": {last['needs_card_gib']:.1f} GiB a card, {last['needs_host_gib']:.0f} of host" if last else ""
-                )
-                cells += [last["model"], last["setting"] + memory] if last else ["none", ""]
+                cells += [last["model"], f"{last['setting']}: {memory_of(last)}"] if last else ["none", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def memory_of(row: dict[str, Any]) -> str:
+    """Return what a rank needs."""
+    each = " each" if "2 ranks" in row["setting"] else ""
+    return f"{row['needs_card_gib']:.1f} GiB of its card, {row['needs_host_gib']:.0f} of the PC{each}"
 
 
 def main() -> int:
@@ -149,7 +153,10 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"date": date.today().isoformat(), "command": "python benchmarks/largest.py", "rows": rows}
     (options.output / "largest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    head = f"# The largest LLaMA by card\n\nForecast, {content['date']}: `{content['command']}`.\n\n"
+    head = (
+        f"# The largest LLaMA by card\n\nForecast, {content['date']}: `{content['command']}`. Texts of {LENGTH} "
+        f"tokens, {TEXTS} a step, LoRA r 16 on all linear layers, a PC with {HOST_GIB:.0f} GiB of memory for it.\n\n"
+    )
     (options.output / "largest.md").write_text(head + text + "\n", encoding="utf-8")
     if options.output == RESULTS and options.models is None and options.cards == list(SIZES):
         write_part("largest", text + "\n", ROOT / "README.md")
