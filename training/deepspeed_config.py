@@ -28,6 +28,9 @@ OWN_SECTIONS = {
     "managed_gradient_accumulation": "Shoal sets the accumulation boundary itself. Remove the key.",
 }
 """Keys DeepSpeed knows and Shoal does not take, with what to do instead."""
+FP16 = "fp16"
+OLD_NAMES = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
+"""ZeRO's keys of earlier DeepSpeeds -> the sections that have taken their place."""
 
 KNOWN_SECTIONS = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
@@ -70,10 +73,10 @@ def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
         DeepSpeedZeroOffloadParamConfig,
     )
 
-    for key in content:
-        if key in OWN_SECTIONS:
+    for key, section in content.items():
+        if key in OWN_SECTIONS and not (key == FP16 and _is_off(section)):
             raise UserError(f"{source}: key {key!r}: {OWN_SECTIONS[key]}")
-    _refuse_unknown(content, KNOWN_SECTIONS, source, "")
+    _refuse_unknown(content, KNOWN_SECTIONS | {FP16}, source, "")
     _refuse_unknown(content.get("bf16", {}), {"enabled", "check_grad_overflow"}, source, "bf16.")
     zero = content.get("zero_optimization", {})
     _refuse_unknown(zero, _names(DeepSpeedZeroConfig), source, "zero_optimization.")
@@ -96,6 +99,30 @@ def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: offload_param needs ZeRO stage 3 and the stage is {stage}. Set stage: 3.")
     if _offloads(zero, "offload_optimizer") and stage == 0:
         raise UserError(f"{source}: offload_optimizer needs ZeRO stage 1, 2 or 3 and the stage is 0. Set stage: 2.")
+    _refuse_old_and_wrong(zero, source)
+
+
+def _refuse_old_and_wrong(zero: dict[str, Any], source: str) -> None:
+    """Raise for an old name of a ZeRO key, and for a value that DeepSpeed would refuse when it starts."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    for old, new in OLD_NAMES.items():
+        if zero.get(old):
+            raise UserError(
+                f'{source}: zero_optimization.{old} is an old name. Write "{new}": {{"device": "cpu"}} in its place.'
+            )
+    try:
+        DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != AUTO})
+    except ValidationError as error:
+        found = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *found["loc"])))
+        raise UserError(f"{source}: {key} is {found['input']!r}. DeepSpeed says: {found['msg']}.") from None
+
+
+def _is_off(section: Any) -> bool:
+    """Whether a section of mixed precision asks for nothing: "auto" is the job's own precision, never fp16."""
+    return isinstance(section, dict) and section.get("enabled", False) in (AUTO, False)
 
 
 def _names(section: Any) -> set[str]:
@@ -150,6 +177,7 @@ def fill_auto(
         "gradient_clipping": training.max_grad_norm,
     }
     filled: dict[str, Any] = json.loads(json.dumps(content))
+    filled.pop(FP16, None)  # off, or it had been refused
     for key, value in wanted.items():
         if filled.get(key, AUTO) not in (AUTO, value):
             raise UserError(f'{source}: {key} is {filled[key]} and the job says {value}. Write "auto" there.')

@@ -11,6 +11,7 @@ import torch
 
 from training.deepspeed_config import (
     KNOWN_SECTIONS,
+    OLD_NAMES,
     OWN_SECTIONS,
     check_deepspeed_config,
     fill_auto,
@@ -175,7 +176,25 @@ def test_offload_to_none_is_no_offload(name: str) -> None:
 
 @pytest.mark.parametrize("section", OWN_SECTIONS)
 def test_what_shoal_does_itself_is_refused_with_where_to_set_it(section: str) -> None:
-    assert OWN_SECTIONS[section] in fault({section: {}})
+    assert OWN_SECTIONS[section] in fault({section: {"enabled": True}})
+
+
+@pytest.mark.parametrize("section", [{"enabled": "auto", "loss_scale": 0}, {"enabled": False}, {}])
+def test_fp16_that_is_off_is_left_out(section: dict[str, Any]) -> None:
+    """As in the ZeRO-3 file of Hugging Face's documentation."""
+    check_deepspeed_config({"fp16": section, "bf16": {"enabled": "auto"}}, "my.json")
+    assert "fp16" not in fill({"fp16": section})
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
+def test_an_old_name_is_refused_with_the_new_one(old: str, new: str) -> None:
+    assert new in fault({"zero_optimization": {"stage": 3, old: True}})
+    check_deepspeed_config({"zero_optimization": {"stage": 3, old: False}}, "my.json")
+
+
+def test_a_value_deepspeed_would_refuse_is_named() -> None:
+    message = fault({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": "big"}})
+    assert "zero_optimization.stage3_prefetch_bucket_size is 'big'" in message and "integer" in message
 
 
 def test_no_key_is_both_taken_and_refused() -> None:

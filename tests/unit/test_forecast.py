@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.batches import plan_step
+from training.errors import UserError
 from training.forecast.estimate import forecast, largest_micro_batch, shape_of
 from training.forecast.live import LiveBytes
 from training.spec import DataSpec, JobSpec, TrainingSpec
@@ -156,3 +157,14 @@ def test_recomputing_leaves_fewer_activations_from_the_first_step_on(
         assert estimate.phase == "training"
         activations.append(estimate.host["activations"])
     assert activations[1] < 0.6 * activations[0]
+
+
+def test_a_model_the_trainer_refuses_is_refused_as_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+    config = {
+        "model_type": "bert", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_labels": 3, "pad_token_id": 0,
+    }  # fmt: skip
+    spec = spec_of()
+    with pytest.raises(UserError, match=r"is a bert, which has no 'score' head\. Use a decoder-only model"):
+        forecast(spec, config, shape_of(spec, None, None, 1), dtype="fp32", world_size=1, on_card=False)

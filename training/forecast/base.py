@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from training.linear_4bit import adapt_4_bit_layers
 from training.loading import Partition, skeleton
-from training.model import HEAD, quantization_config
+from training.model import HEAD, quantization_config, require_head
 from training.spec import ModelSpec
 
 
@@ -32,6 +32,7 @@ def fake_base(
     quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
     with _disable_current_modes():
         model = skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
+    require_head(model, spec, config)
     for name, parameter in sorted(model.named_parameters(), key=lambda named: -named[1].numel()):
         layer_name, _, attribute = name.rpartition(".")
         layer = model.get_submodule(layer_name)
