@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from launcher.forecast import Planned, plan_jobs
 from launcher.report.groups import group_name, varying_settings
 from launcher.report.markdown_page import describe
 from launcher.run import OUTPUTS, read_jobs
-from training.errors import EXIT_FAILED
+from training.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
 
 SMALL = 0.005
 """GiB; causes below are not shown."""
@@ -37,14 +38,9 @@ class PlannedJob:
     job: StudyJob
     planned: Planned
     status: str
-    """finished, or to run."""
+    """finished, to run, or refused: by the trainer, or since it fits nowhere."""
     fits: tuple[int, ...]
     """Sizes in GiB of the cards that hold one of its ranks, of which there are enough."""
-
-    @property
-    def runs(self) -> bool:
-        """Whether there is a way to run it."""
-        return isinstance(self.planned, Choice) and self.planned.refusal is None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for --json."""
@@ -66,38 +62,43 @@ class PlannedJob:
 
 
 def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: bool) -> int:
-    """Print a study's jobs and how they would run; return the exit status, 1 where one fits nowhere.
+    """Print a study's jobs and how they would run; return the exit status, 2 where one is refused or fits nowhere.
 
-    `cards_gib` are the cards to plan for; without them those of this machine, or the study's virtual ones.
+    `cards_gib` are the cards to plan for, of a PC whose memory is not known; without them those of this machine, or the
+    study's virtual ones.
     """
     study, jobs = read_jobs(study_file)
     local = local_cards(study.cards_gib)
     on_card = bool(cards_gib) or bool(local[0].uuid)
-    cards, nodes = _one_node(cards_gib or [card.size for card in local])
+    host_gib = math.inf if cards_gib else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    cards, nodes = _one_node(cards_gib or [card.size for card in local], host_gib)
     folder = StudyFolder(OUTPUTS / study.name)
     items = []
     with Console(stderr=True).status("planning ...") as status:
         for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
             fits = fitting_sizes(planned, cards) if isinstance(planned, Choice) else ()
             ended = folder.finished(job) or folder.stopped(job, study.early_stopping)
-            state = "finished" if ended else "to run"
-            items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits))
+            runs = isinstance(planned, Choice) and planned.refusal is None
+            state = "finished" if ended else "to run" if runs else "refused"
+            items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits if runs else ()))
             status.update(f"planning: {len(items)} of {len(jobs)} jobs")
     items.sort(key=lambda item: [job.name for job in jobs].index(item.job.name))
     if as_json:
         print(json.dumps([item.to_dict() for item in items], indent=2))
     else:
-        _print(items, cards, on_card=on_card)
-    return 0 if all(item.runs for item in items) else EXIT_FAILED
+        _print(items, cards, host_gib, on_card=on_card)
+    refused = [item.planned for item in items if item.status == "refused"]
+    crashed = any(not isinstance(planned, Choice | UserError) for planned in refused)
+    return EXIT_FAILED if crashed else EXIT_USER_ERROR if refused else 0
 
 
-def _one_node(sizes: Sequence[float]) -> tuple[list[Card], dict[str, Node]]:
-    """Return cards of these sizes, on a node with all the host memory there could be."""
+def _one_node(sizes: Sequence[float], host_gib: float) -> tuple[list[Card], dict[str, Node]]:
+    """Return cards of these sizes, on a node with so much memory."""
     cards = [
         Card(node_id="here", host="here", index=index, size=math.ceil(size), gib=float(size), num_threads=1)
         for index, size in enumerate(sizes)
     ]
-    node = Node(node_id="here", host="here", address="", total_gib=math.inf, host_gib=math.inf, cores=len(cards))
+    node = Node(node_id="here", host="here", address="", total_gib=host_gib, host_gib=host_gib, cores=len(cards))
     return cards, {"here": node}
 
 
@@ -107,7 +108,7 @@ def fitting_sizes(choice: Choice, cards: Sequence[Card]) -> tuple[int, ...]:
     return tuple(sorted(size for size, number in enough.items() if number >= choice.asked.num_ranks))
 
 
-def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool) -> None:
+def _print(items: Sequence[PlannedJob], cards: Sequence[Card], host_gib: float, *, on_card: bool) -> None:
     """Print the jobs, those that differ in their seed on one line, then what makes up their memory."""
     console = Console()
     varying = varying_settings({item.job.name: item.job.written.to_dict() for item in items})
@@ -123,8 +124,10 @@ def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool)
     console.print(table)
     have = ", ".join(f"{number} x {size:g} GiB" for size, number in sorted(Counter(card.gib for card in cards).items()))
     kind = "cards" if on_card else "virtual cards, whose ranks run on the CPU"
+    host = "a PC of any memory" if host_gib == math.inf else f"this PC's {host_gib:.0f} GiB of memory"
+    jobs = f"{len(items)} job" + "s" * (len(items) != 1)
     console.print(
-        f"{len(items)} jobs, planned for {have} ({kind}). Memory is a rank's peak; times are rough.",
+        f"{jobs}, planned for {have} ({kind}) and {host}. GiB are a rank's peak; times are rough.",
         highlight=False,
         soft_wrap=True,
     )
@@ -135,11 +138,11 @@ def _print(items: Sequence[PlannedJob], cards: Sequence[Card], *, on_card: bool)
 def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
     """Return the table's line of jobs that differ in their seed."""
     first = same[0]
-    to_run = sum(item.status == "to run" for item in same)
+    open_jobs = Counter(item.status for item in same if item.status != "finished")
     name, seeds = group_name(first.job.name) or "all", ", ".join(str(item.job.written.seed) for item in same)
-    status = f"{to_run} to run" if to_run else "finished"
+    status = ", ".join(f"{number} {state}" for state, number in open_jobs.items()) or "finished"
     if not isinstance(first.planned, Choice):
-        return [name, seeds, *([""] if on_card else []), "", "refused", "none", status]
+        return [name, seeds, *([""] if on_card else []), "", "", "none", status]
     choice = first.planned
     memory = [choice.asked.card_gib, choice.asked.host_gib] if on_card else [choice.asked.host_gib]
     return [
