@@ -38,7 +38,7 @@ class PlannedJob:
     job: StudyJob
     planned: Planned
     status: str
-    """finished, to run, or refused: by the trainer, or since it fits nowhere."""
+    """finished, to run, refused (by the trainer, or since it fits nowhere), or not known: its forecast failed."""
     fits: tuple[int, ...]
     """Sizes in GiB of the cards that hold one of its ranks, of which there are enough."""
 
@@ -79,7 +79,8 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
             fits = fitting_sizes(planned, cards) if isinstance(planned, Choice) else ()
             ended = folder.finished(job) or folder.stopped(job, study.early_stopping)
             runs = isinstance(planned, Choice) and planned.refusal is None
-            state = "finished" if ended else "to run" if runs else "refused"
+            refused = isinstance(planned, Choice | UserError)
+            state = "finished" if ended else "to run" if runs else "refused" if refused else "not known"
             items.append(PlannedJob(job=job, planned=planned, status=state, fits=fits if runs else ()))
             status.update(f"planning: {len(items)} of {len(jobs)} jobs")
     items.sort(key=lambda item: [job.name for job in jobs].index(item.job.name))
@@ -87,9 +88,8 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
         print(json.dumps([item.to_dict() for item in items], indent=2))
     else:
         _print(items, cards, host_gib, on_card=on_card)
-    refused = [item.planned for item in items if item.status == "refused"]
-    crashed = any(not isinstance(planned, Choice | UserError) for planned in refused)
-    return EXIT_FAILED if crashed else EXIT_USER_ERROR if refused else 0
+    found = {item.status for item in items}
+    return EXIT_FAILED if "not known" in found else EXIT_USER_ERROR if "refused" in found else 0
 
 
 def _one_node(sizes: Sequence[float], host_gib: float) -> tuple[list[Card], dict[str, Node]]:

@@ -17,9 +17,12 @@ from training.errors import ShoalError, UserError
 
 
 @pytest.mark.parametrize(("cards_gib", "known"), [(None, True), ([8.0], False)])
-@pytest.mark.parametrize(("answer", "status"), [(UserError("no such key"), 2), (ShoalError("it crashed"), 1)])
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [(UserError("no such key"), 2, "1 refused"), (ShoalError("it crashed"), 1, "1 not known")],
+)
 def test_host_memory_is_this_pcs_and_refusals_are_user_errors(
-    cards_gib: list[float] | None, known: bool, answer: ShoalError, status: int,
+    cards_gib: list[float] | None, known: bool, answer: ShoalError, status: int, said: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     study = tmp_path / "s.yaml"
@@ -39,5 +42,5 @@ def test_host_memory_is_this_pcs_and_refusals_are_user_errors(
     (node,) = asked
     assert math.isfinite(node.host_gib) == known and node.host_gib > 0.1
     text = capsys.readouterr().out
-    assert "1 job, planned for" in text and "1 refused" in text
+    assert "1 job, planned for" in text and said in text
     assert ("this PC's" if known else "a PC of any memory") in text
