@@ -29,6 +29,7 @@ from launcher.cards import Card, Node  # noqa: E402
 from launcher.choose import Choice, choose  # noqa: E402
 from launcher.expand import StudyJob  # noqa: E402
 from launcher.forecast import ForecastProcess  # noqa: E402
+from launcher.settings import deepspeed_source  # noqa: E402
 from training.errors import UserError  # noqa: E402
 from training.forecast.memory_estimate import JobForecast  # noqa: E402
 from training.spec import DataSpec, JobSpec, LoraSpec, ModelSpec, TrainingSpec  # noqa: E402
@@ -85,17 +86,18 @@ def job_of(model: Path, data: Path, quantization: str) -> StudyJob:
 def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int, known: dict[str, Any]) -> Choice:
     """Return what the planner takes on `number` cards of a size; `known` keeps the forecasts."""
 
-    def ask(spec: JobSpec) -> JobForecast | UserError:
+    def ask(spec: JobSpec, source: str) -> JobForecast | UserError:
         key = json.dumps(spec.to_dict(), sort_keys=True)
         if key not in known:
-            known[key] = process.forecast(spec)
+            known[key] = process.forecast(spec, source)
         return known[key]
 
     cards = [
         Card(node_id="pc", host="pc", index=index, size=size, gib=float(size), num_threads=8) for index in range(number)
     ]
     node = Node(node_id="pc", host="pc", address="", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
-    return choose(job, process.work(job.spec), ask, cards, {"pc": node}, on_card=True, most_ranks=number)
+    work = process.work(job.spec, deepspeed_source(job))
+    return choose(job, work, ask, cards, {"pc": node}, on_card=True, most_ranks=number)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

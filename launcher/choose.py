@@ -6,51 +6,32 @@ ranks, micro-batches and accumulation. The global batch stays, and with it what 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from launcher.board import Request
 from launcher.cards import Card, Node
-from launcher.cost import CARD, CPU, amounts, seconds
-from launcher.expand import CHECKOUT, StudyJob
+from launcher.expand import StudyJob
 from launcher.fit import explain, request
 from launcher.schedule import room_for
+from launcher.settings import Setting, expected_seconds, settings
 from training.errors import UserError
 from training.forecast.memory_estimate import JobForecast, Work
 from training.spec import JobSpec
 
-ONE_RANK = ("zero1", "zero2_offload", "zero3_offload_param")
-MORE_RANKS = ("zero1", "zero3", "zero3_offload", "zero3_offload_param")
-"""Files of ds_configs/ that are tried where the study names none."""
-
-Ask = Callable[[JobSpec], JobForecast | UserError]
-"""Returns the forecast of a job, in seconds."""
+Ask = Callable[[JobSpec, str], JobForecast | UserError]
+"""Returns the forecast of a job, in seconds; messages call its DeepSpeed settings by the name given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is planned of a job."""
+class Lost:
+    """A setting that is not taken."""
 
-    deepspeed: str
-    """Name of its DeepSpeed file."""
-    gradient_checkpointing: bool
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    num_ranks: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        ranks = f"{self.num_ranks} ranks" if self.num_ranks > 1 else "one rank"
-        sizes = f"{self.per_device_train_batch_size} x {self.gradient_accumulation_steps}"
-        recompute = ", gradient checkpointing" if self.gradient_checkpointing else ""
-        file = self.deepspeed.removeprefix("ds_configs/").removesuffix(".json")
-        return f"{file}, batch {sizes}, {ranks}{recompute}"
+    setting: Setting
+    why: str
+    too_large: bool = True
+    """Whether it does not fit; of a slower one that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +45,8 @@ class Choice:
     asked: Request
     seconds: float
     """Expected, without start-up."""
-    lost: tuple[tuple[Setting, str], ...] = ()
-    """The other settings and why each is not taken."""
+    lost: tuple[Lost, ...] = ()
+    """The other settings, the fastest first."""
     refusal: str | None = None
     """Why it fits no card, where none does; the setting is then the one that needs least."""
 
@@ -100,10 +81,14 @@ def choose(
     for place, option in enumerate(options):
         choice = search.try_option(option)
         if choice is not None:
-            slower = [(o.setting, f"{o.seconds / option.seconds:.2f} x as long") for o in options[place + 1 :]]
+            slower = [
+                Lost(setting=o.setting, why=_longer(o.seconds / option.seconds), too_large=False)
+                for o in options[place + 1 :]
+            ]
             return replace(choice, lost=(*search.lost, *slower))
         # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
-        search.rule_out_unless_fits(min((o for o in options if o.pair == option.pair), key=lambda o: o.smallness))
+        alike = [other for other in options if other.pair == option.pair]
+        search.rule_out_unless_fits(min(alike, key=lambda other: other.setting.smallness))
     return search.refuse()
 
 
@@ -122,11 +107,6 @@ class Option:
         """Return ranks and DeepSpeed file: what decides how the base is held."""
         return (self.setting.num_ranks, self.setting.deepspeed)
 
-    @property
-    def smallness(self) -> tuple[int, bool]:
-        """Return what orders the options of a pair by the memory they need."""
-        return (self.setting.per_device_train_batch_size, not self.setting.gradient_checkpointing)
-
 
 class _Search:
     """The options of a job that have been tried."""
@@ -137,10 +117,12 @@ class _Search:
         self.job, self.ask, self.cards, self.nodes, self.on_card = job, ask, cards, nodes, on_card
         self.num_equal = max(Counter(card.size for card in cards).values(), default=0)
         """Cards of one size there are at most."""
-        self.lost: list[tuple[Setting, str]] = []
+        self.lost: list[Lost] = []
         self.least: Choice | None = None
         """The one that needs least of those that fit no card."""
         self.refused: UserError | None = None
+        self.too_large: dict[Setting, str] = {}
+        """Setting that was found not to fit -> why."""
         self.hopeless: dict[tuple[int, str], str] = {}
         """Pair of which not even the smallest option fits -> why."""
         self.hopeful: set[tuple[int, str]] = set()
@@ -148,25 +130,25 @@ class _Search:
 
     def try_option(self, option: Option) -> Choice | None:
         """Return an option that fits as a choice; note why one does not."""
-        why = self.hopeless.get(option.pair)
+        why = self.too_large.get(option.setting) or self.hopeless.get(option.pair)
         if why is None:
             choice, why = self._forecast(option)
             if why is None:
                 return choice
-        self.lost.append((option.setting, why))
+        self.lost.append(Lost(setting=option.setting, why=why))
         return None
 
     def rule_out_unless_fits(self, smallest: Option) -> None:
         """Rule out a pair where its smallest option does not fit."""
         if smallest.pair in self.hopeless or smallest.pair in self.hopeful:
             return
-        why = dict(self.lost).get(smallest.setting)
+        why = self.too_large.get(smallest.setting)
         if why is None:
             _, why = self._forecast(smallest)
         if why is None:
             self.hopeful.add(smallest.pair)
         else:
-            self.hopeless[smallest.pair] = why
+            self.hopeless[smallest.pair] = f"{why}, or more" if why.startswith("needs") else why
 
     def refuse(self) -> Choice:
         """Return the choice that needs least, with why it does not fit. Raises what the trainer refuses all for."""
@@ -174,16 +156,22 @@ class _Search:
             assert self.refused is not None
             raise self.refused
         least = self.least
-        reason = explain(self.job, least.spec, least.asked, self.cards, self.nodes)
+        reason = explain(least.spec, least.asked, self.cards, self.nodes)
         return replace(least, lost=tuple(self.lost), refusal=reason)
 
     def _forecast(self, option: Option) -> tuple[Choice | None, str | None]:
         """Return an option as a choice, and why it does not fit if so."""
+        choice, why = self._try(option)
+        if why is not None:
+            self.too_large[option.setting] = why
+        return choice, why
+
+    def _try(self, option: Option) -> tuple[Choice | None, str | None]:
         too_wide = option.setting.num_ranks > self.num_equal
         why = f"no more than {self.num_equal} of the cards are of one size"
         if too_wide and self.least is not None:  # seconds saved: no forecast would make it fit
             return None, why
-        forecast = self.ask(option.spec)
+        forecast = self.ask(option.spec, option.setting.deepspeed)
         if isinstance(forecast, UserError):
             self.refused = forecast
             return None, str(forecast)
@@ -198,69 +186,12 @@ class _Search:
         if not too_wide:
             in_host = room_for(replace(asked, host_gib=0.0), self.cards, self.nodes)
             gib, where = (asked.host_gib, " of host memory") if in_host else (asked.card_gib, "")
-            why = f"needs {gib:.2f} GiB{where} a rank, or more"
+            why = f"needs {gib:.2f} GiB{where} a rank"
         return choice, why
 
 
-def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool) -> float:
-    """Return how long a job takes, without its start-up, by the costs of a kind of card."""
-    content = spec.deepspeed if isinstance(spec.deepspeed, dict) else {}
-    zero = content.get("zero_optimization") or {}
-
-    def offloads(key: str) -> bool:
-        return str((zero.get(key) or {}).get("device", "none")) != "none"
-
-    of_job = amounts(
-        spec, work, int(zero.get("stage", 0)),
-        offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
-    )  # fmt: skip
-    return seconds(CARD if on_card else CPU, of_job)
-
-
-def settings(job: StudyJob, num_cards: int) -> Iterator[tuple[Setting, JobSpec]]:
-    """Yield the settings that keep what the study fixed, its own first."""
-    training, fixed = job.spec.training, job.fixed
-    recompute = [training.gradient_checkpointing]
-    if "training.gradient_checkpointing" not in fixed:
-        recompute = [False, True]
-    for num_ranks, per_device, accumulation in cuts(job, num_cards):
-        for name, content in files(job, num_ranks):
-            for checkpointing in recompute:
-                setting = Setting(
-                    deepspeed=name, gradient_checkpointing=checkpointing, per_device_train_batch_size=per_device,
-                    gradient_accumulation_steps=accumulation, num_ranks=num_ranks,
-                )  # fmt: skip
-                sizes = replace(
-                    training, gradient_checkpointing=checkpointing, per_device_train_batch_size=per_device,
-                    gradient_accumulation_steps=accumulation,
-                )  # fmt: skip
-                yield setting, replace(job.spec, training=sizes, deepspeed=content, num_ranks=num_ranks)
-
-
-def cuts(job: StudyJob, num_cards: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (ranks, texts of a micro-batch, micro-batches of a step) that give the job's global batch."""
-    training, fixed = job.spec.training, job.fixed
-    global_batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * job.spec.num_ranks
-    ranks = [job.spec.num_ranks] if "num_ranks" in fixed else [n for n in (1, 2, 4, 8) if n <= num_cards]
-    for num_ranks in ranks or [1]:
-        size = training.per_device_train_batch_size
-        sizes = [size]
-        if "training.per_device_train_batch_size" not in fixed:
-            sizes = [size // cut for cut in (1, 2, 4, 8, 16, 32) if size >= cut and size % cut == 0]
-        for per_device in sizes:
-            accumulation, rest = divmod(global_batch, num_ranks * per_device)
-            as_written = accumulation == training.gradient_accumulation_steps
-            if accumulation and not rest and (as_written or "training.gradient_accumulation_steps" not in fixed):
-                yield num_ranks, per_device, accumulation
-
-
-def files(job: StudyJob, num_ranks: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and content of the DeepSpeed files to try."""
-    assert isinstance(job.spec.deepspeed, dict)
-    if "deepspeed" in job.fixed:
-        written = job.written.deepspeed
-        yield (written if isinstance(written, str) else "its own DeepSpeed settings"), job.spec.deepspeed
-        return
-    for name in ONE_RANK if num_ranks == 1 else MORE_RANKS:
-        path = f"ds_configs/{name}.json"
-        yield path, json.loads((CHECKOUT / path).read_text(encoding="utf-8"))
+def _longer(ratio: float) -> str:
+    """Return how much longer a setting takes, in words."""
+    if ratio < 0.995:
+        return f"takes {ratio:.2f} x as long, on cards that the other jobs need"
+    return f"takes {ratio:.2f} x as long" if ratio >= 1.005 else "takes as long"

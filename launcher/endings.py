@@ -29,14 +29,15 @@ class Endings:
         """Let a job go on from its newest checkpoint where that may help, else keep that it failed; say which."""
         name, restarts = running.job.name, self.restarts[running.job.name]
         if len(restarts) >= self.max_failures or not failure.may_pass(restarts):
-            self.fail(running.job, failure.message, failure.log_tail)
+            self.fail(running.job, failure.message, failure.log_tail, is_user_error=failure.is_user_error)
             return False
         restarts.append(failure.message)
         self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")
         return True
 
-    def fail(self, job: StudyJob, message: str, log_tail: str) -> None:
-        """Keep that a job failed."""
+    def fail(self, job: StudyJob, message: str, log_tail: str, *, is_user_error: bool) -> None:
+        """Keep that a job failed, and whether its study is to be mended."""
+        self.states[job.name].is_user_error = is_user_error
         self._end(unsuccessful(job, "failed", message, log_tail, self.restarts[job.name]))
 
     def give_up(self, job: StudyJob, why: Unwanted) -> None:

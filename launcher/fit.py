@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from launcher.board import Request
 from launcher.cards import GIB, Card, Node
-from launcher.expand import StudyJob
 from launcher.schedule import room_for
 from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import JobSpec
@@ -42,8 +41,8 @@ def _up(size: int) -> float:
     return math.ceil(size / GIB * 100) / 100
 
 
-def explain(job: StudyJob, spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str:
-    """Return why a job has no room on any cards, and what its study could change; `spec` is the job as planned."""
+def explain(spec: JobSpec, asked: Request, cards: Sequence[Card], nodes: Mapping[str, Node]) -> str:
+    """Return why a job as planned has no room on any cards."""
     numbers = Counter(card.size for card in cards)
     most = max(numbers.values(), default=0)
     if spec.num_ranks > most:
@@ -54,23 +53,6 @@ def explain(job: StudyJob, spec: JobSpec, asked: Request, cards: Sequence[Card],
     if room_for(replace(asked, host_gib=0.0), cards, nodes):
         memory = max(node.host_gib for node in nodes.values())
         needs = f"It needs {asked.host_gib:.2f} GiB of host memory a rank"
-        return f"{needs}, and the node with most has {memory:.1f}. {_ways(job)}"
+        return f"{needs}, and the node with most has {memory:.1f}."
     largest = max(card.gib for card in cards if numbers[card.size] >= spec.num_ranks)
-    return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}. {_ways(job)}"
-
-
-def _ways(job: StudyJob) -> str:
-    """Return what saves memory, of what the study has not set so; what it left open was tried."""
-    offload = "ds_configs/zero3_offload_param.json"
-    written, fixed = job.written, job.fixed
-    ways = {
-        "a smaller training.per_device_train_batch_size with more gradient_accumulation_steps":
-            "training.per_device_train_batch_size" in fixed and written.training.per_device_train_batch_size > 1,
-        "training.gradient_checkpointing: true":
-            "training.gradient_checkpointing" in fixed and not written.training.gradient_checkpointing,
-        "model.quantization: nf4": written.model.quantization != "nf4",
-        f"deepspeed: {offload}": "deepspeed" in fixed and written.deepspeed != offload,
-        "a smaller data.max_seq_length": True,
-        "a smaller data.max_chunks": written.data.long_text == "chunk" and written.data.max_chunks > 1,
-    }  # fmt: skip
-    return f"What saves memory: {'; '.join(way for way, is_new in ways.items() if is_new)}."
+    return f"It needs {asked.card_gib:.2f} GiB a rank and the largest card it could have has {largest:g}."

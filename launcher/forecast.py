@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 from launcher.cards import Card, Node
 from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
+from launcher.remedies import remedies
+from launcher.settings import deepspeed_source
 from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import JobSpec
@@ -57,23 +60,24 @@ class ForecastProcess:
             self.process.communicate()
         self.log.close()
 
-    def forecast(self, spec: JobSpec) -> JobForecast | UserError:
-        """Return what a job needs, or what the trainer refuses it for."""
-        answer = self._ask(spec, memory=True)
+    def forecast(self, spec: JobSpec, source: str) -> JobForecast | UserError:
+        """Return what a job needs, or what the trainer refuses it for; `source` names its DeepSpeed settings."""
+        answer = self._ask(spec, source, memory=True)
         if not answer["ok"]:
             return UserError(answer["error"])
-        return JobForecast(memory=MemoryEstimate(**answer["estimate"]), work=Work(**answer["work"]))
+        memory, work = MemoryEstimate(**answer["estimate"]), Work(**answer["work"])
+        return JobForecast(memory=memory, work=work, dtype=answer["dtype"])
 
-    def work(self, spec: JobSpec) -> Work:
+    def work(self, spec: JobSpec, source: str) -> Work:
         """Return what a job computes. Raises UserError for what the trainer refuses."""
-        answer = self._ask(spec, memory=False)
+        answer = self._ask(spec, source, memory=False)
         if not answer["ok"]:
             raise UserError(answer["error"])
         return Work(**answer["work"])
 
-    def _ask(self, spec: JobSpec, *, memory: bool) -> dict[str, Any]:
+    def _ask(self, spec: JobSpec, source: str, *, memory: bool) -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
-        question = {"spec": spec.to_dict(), "on_card": self.on_card, "memory": memory}
+        question = {"spec": spec.to_dict(), "deepspeed_source": source, "on_card": self.on_card, "memory": memory}
         try:
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
@@ -106,13 +110,17 @@ def plan_jobs(
     """
     most_ranks = max(1, len(cards) // max(1, len(jobs)))
     with ForecastProcess(on_card=on_card) as process:
+
+        def search(job: StudyJob) -> Choice:
+            work = process.work(job.spec, deepspeed_source(job))
+            return choose(job, work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks)
+
         for same in alike(jobs):
             planned: Planned
             try:
-                work = process.work(same[0].spec)
-                planned = choose(
-                    same[0], work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks
-                )  # fmt: skip
+                planned = search(same[0])
+                if planned.refusal:
+                    planned = replace(planned, refusal=f"{planned.refusal} {remedies(same[0], search)}")
             except ForecastDied:
                 raise
             except ShoalError as error:  # of these jobs alone

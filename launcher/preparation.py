@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from launcher.board import Request
 from launcher.cards import unreserved
@@ -17,12 +17,17 @@ from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
 from launcher.schedule import room_for
+from launcher.settings import deepspeed_source
 from launcher.state import JobState
 from launcher.worker import Outcome, check_data, compute_baselines, prepare_jobs
 from training.errors import ShoalError
 
-Fail = Callable[[StudyJob, str, str], None]
-"""Told of a job that cannot run: the job, the message, the end of a log."""
+
+class Fail(Protocol):
+    """Told of a job that cannot run: the job, the message, the end of a log, whether its study is to be mended."""
+
+    def __call__(self, job: StudyJob, message: str, log_tail: str, *, is_user_error: bool) -> None:
+        """Keep it."""
 
 
 class Preparation:
@@ -96,7 +101,7 @@ class Preparation:
         cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
         asked = whole_cards(job.name, job.spec, cards)
         fits = room_for(asked, cards, nodes)
-        return asked, None if fits else explain(job, job.spec, asked, cards, nodes)
+        return asked, None if fits else explain(job.spec, asked, cards, nodes)
 
     def plan_again(self, jobs: Sequence[StudyJob]) -> None:
         """Plan jobs for the cards that are left; they become ready once more."""
@@ -136,7 +141,7 @@ class Preparation:
             groups[data_key(job)][same].append(job)
         for group in groups.values():
             alike = list(group.values())
-            specs = [(same[0].spec, _deepspeed_source(same[0])) for same in alike]
+            specs = [(same[0].spec, deepspeed_source(same[0])) for same in alike]
             for first, *_ in alike:
                 self.states[first.name].status = "preparing"  # the others like it wait for it
             names = alike[0][0].name if len(group) == 1 else f"{alike[0][0].name} and others like it"
@@ -165,7 +170,8 @@ class Preparation:
                 if outcome["ok"]:
                     self._let_wait(job)
                 else:
-                    self.fail(job, outcome["error"], outcome.get("log_tail", ""))
+                    is_user_error = bool(outcome.get("is_user_error"))
+                    self.fail(job, outcome["error"], outcome.get("log_tail", ""), is_user_error=is_user_error)
         good = [jobs[0] for jobs, outcome in zip(groups, answers, strict=True) if jobs and outcome["ok"]]
         if good:
             self._look_at_data(good[0])
@@ -192,8 +198,3 @@ class Preparation:
             self.say(f"data check of {outcome['result']['data']}: {summary(outcome['result']['check'])}")
         elif not outcome["is_user_error"]:  # else the jobs of this data say so
             self.say(f"the data could not be checked: {outcome['error']}")
-
-
-def _deepspeed_source(job: StudyJob) -> str:
-    """Return how messages name the job's DeepSpeed settings."""
-    return job.written.deepspeed if isinstance(job.written.deepspeed, str) else "deepspeed"

@@ -22,7 +22,7 @@ from launcher.status import StatusFile
 from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob
-from training.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 OUTPUTS = Path("outputs")
 
@@ -75,7 +75,7 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
 
 
 def _conclude(states: dict[str, JobState], report_file: Path, console: Console) -> int:
-    """Say how the study ended and where its page lies; return the exit status."""
+    """Say how the study ended and where its page lies; return the exit status: 2 where the study alone is at fault."""
     failed = [state for state in states.values() if state.status == "failed"]
     summary = report_file.with_suffix(".md").read_text(encoding="utf-8").split("\n## ")[0].strip()
     console.print(summary, highlight=False, markup=False, soft_wrap=True)
@@ -87,7 +87,9 @@ def _conclude(states: dict[str, JobState], report_file: Path, console: Console) 
         console.print(f"cancelled: {', '.join(cancelled)}", highlight=False, markup=False, soft_wrap=True)
     if failed or cancelled:
         console.print("Run the same command to try these again; what is finished is kept.", highlight=False)
-    return EXIT_FAILED if failed or cancelled else 0
+    if cancelled or not all(state.is_user_error for state in failed):
+        return EXIT_FAILED
+    return EXIT_USER_ERROR if failed else 0
 
 
 def _run_on_ray(

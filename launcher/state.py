@@ -56,6 +56,8 @@ class JobState:
     """How often it went on from its newest checkpoint in this run of the study."""
     message: str = ""
     """The newest log message, or the error."""
+    is_user_error: bool = False
+    """Of a job that failed: whether its study is to be mended."""
 
     def begin(self, cards: str, forecast_memory_bytes: int) -> None:
         """Take in that the job starts, or goes on, on these cards."""

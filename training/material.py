@@ -14,6 +14,7 @@ from training.corpus.load import Corpus, load_corpus
 from training.errors import UserError
 from training.loss import require_fitting
 from training.pretrained import load_config, load_tokenizer, resolve_checkpoint, resolve_dtype
+from training.readable import beyond_trained, require_positions, require_vocabulary, vocabulary_size
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
 
@@ -37,12 +38,16 @@ def load_material(spec: JobSpec, device: torch.device, report: Callable[[str], N
     require_fitting(spec.training, corpus.label_names, corpus.problem_type)
     checkpoint = resolve_checkpoint(spec.model, report)
     config = load_config(spec.model, checkpoint, corpus.label_names, corpus.problem_type)
+    require_positions(config, spec.data)
     tokenizer = load_tokenizer(spec.model, checkpoint)
     config.pad_token_id = tokenizer.pad_token_id
     named = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
     splits = {name: tokenize_split(split, tokenizer, spec.data) for name, split in named.items() if split is not None}
+    require_vocabulary(vocabulary_size(config), spec.model, splits)
     for split in splits.values():
         refuse_pad_at_the_end(split, tokenizer)
+    if warning := beyond_trained(config, splits):
+        report(warning)
     return Material(
         corpus=corpus,
         splits=splits,

@@ -6,7 +6,7 @@ Unknown keys are refused with the nearest known name; each message holds the fil
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -144,7 +144,8 @@ def all_dotted_keys(cls: Any, prefix: str = "") -> list[str]:
 
 def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     """Turn one pydantic error into our words."""
-    path = tuple(str(part) for part in error["loc"])
+    # Without what pydantic calls the members of a union: deepspeed.str, deepspeed.dict[str,any].
+    path = tuple(part for part in map(str, error["loc"]) if part not in ("str", "dict[str,any]"))
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         hint = nearest(path[-1], known_keys(cls, path[:-1]))
@@ -157,7 +158,24 @@ def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     own = error.get("ctx", {}).get("error")
     if isinstance(own, UserError):
         return f"{source}: {own}"
-    return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}."
+    mend = " YAML reads an unquoted off, no, on or yes so: quote it." if _is_unquoted_word(error) else ""
+    return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}.{mend}"
+
+
+def _is_unquoted_word(error: Mapping[str, Any]) -> bool:
+    return error["type"] == "string_type" and isinstance(error["input"], bool)
+
+
+def _joined(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return pydantic's errors, those of a union's members as one: 5 is no string, and no dictionary either."""
+    joined: dict[str, dict[str, Any]] = {}
+    for error in errors:
+        place = str((error["loc"][:-1], error["input"]))
+        if error["type"] == "dict_type" and place in joined:
+            joined[place]["msg"] += f" or {error['msg'].removeprefix('Input should be ')}"
+        else:
+            joined[place if error["type"] == "string_type" else str(error["loc"])] = dict(error)
+    return list(joined.values())
 
 
 def _refuse_secrets(content: NestedDict, source: str) -> None:
@@ -185,7 +203,7 @@ def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
-        lines = [_explain(cls, item, source) for item in error.errors()]
+        lines = [_explain(cls, item, source) for item in _joined(error.errors())]
         raise UserError("\n".join(dict.fromkeys(lines))) from None
 
 

@@ -12,6 +12,7 @@ from training.errors import UserError
 from training.loss import require_fitting
 from training.model import add_adapter, require_head
 from training.pretrained import load_config, load_tokenizer, resolve_checkpoint
+from training.readable import require_positions
 from training.spec import JobSpec, ProblemType
 from training.trackers import require_trackers
 
@@ -40,6 +41,7 @@ def prepare(
     checkpoint = resolve_checkpoint(spec.model, report)
     refuse_impossible(spec, spec.deepspeed)
     config = load_config(spec.model, checkpoint, label_names, problem_type)
+    require_positions(config, spec.data)
     load_tokenizer(spec.model, checkpoint)
     with torch.device("meta"):  # the shape alone: no weights are read
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=spec.model.trust_remote_code)

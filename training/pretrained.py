@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -82,7 +83,7 @@ def load_config(
     """Return the checkpoint's configuration as a classifier of these labels."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, **hub_options(spec))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         mend = "Check the name, the network, and `hf auth login` for gated models, or give a local folder."
         raise UserError(f"model {spec.model_name_or_path!r} cannot be read: {_reason(error, mend)}") from None
     config.num_labels = len(label_names)
@@ -96,7 +97,10 @@ def _reason(error: Exception, mend: str) -> str:
     """Return what transformers says of a checkpoint, and the mend, which is another for a checkpoint's own code."""
     if "trust_remote_code" in str(error):
         mend = "It may do anything: read that code, then set model.trust_remote_code: true."
-    return f"{str(error).strip().splitlines()[0]} {mend}"
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if isinstance(error, StrictDataclassError):  # a config.json whose values do not go together: its cause comes last
+        return f"{lines[-1]} Mend its config.json."
+    return f"{lines[0]} {mend}"
 
 
 def load_tokenizer(spec: ModelSpec, checkpoint: str) -> Any:

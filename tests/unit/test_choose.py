@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cards import GIB, Card, Node
-from launcher.choose import Choice, Setting, choose, cuts, expected_seconds, settings
+from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.plan import fitting_sizes
+from launcher.plan_text import why_not
+from launcher.remedies import remedies
+from launcher.settings import Setting, cuts, expected_seconds, settings
 from training.errors import UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import DataSpec, JobSpec, TrainingSpec
@@ -40,7 +43,7 @@ def cards(*sizes: int, host_gib: float = 100.0) -> tuple[list[Card], dict[str, N
     )
 
 
-def needs(spec: JobSpec) -> JobForecast | UserError:
+def needs(spec: JobSpec, _: str) -> JobForecast | UserError:
     """A base of 6 GiB, cut by ZeRO-3 and gone by offload; activations by micro-batch, a third when recomputed."""
     assert isinstance(spec.deepspeed, dict)
     zero = spec.deepspeed["zero_optimization"]
@@ -50,7 +53,7 @@ def needs(spec: JobSpec) -> JobForecast | UserError:
     recomputed = 3 if spec.training.gradient_checkpointing else 1
     card = base + spec.training.per_device_train_batch_size / recomputed
     memory = MemoryEstimate(card={"all": round(card * GIB)}, host={"all": GIB})
-    return JobForecast(memory=memory, work=WORK)
+    return JobForecast(memory=memory, work=WORK, dtype="bf16")
 
 
 def chosen(asked: StudyJob, *sizes: int, most_ranks: int = 1, on_card: bool = True) -> Choice:
@@ -65,23 +68,23 @@ def test_where_everything_fits_nothing_is_given_up_for_memory() -> None:
         gradient_accumulation_steps=1, num_ranks=1,
     )  # fmt: skip
     assert choice.asked.card_gib == 14.0
-    assert len(choice.lost) > 5 and all("as long" in why for _, why in choice.lost)
+    assert len(choice.lost) > 5 and all("as long" in lost.why and not lost.too_large for lost in choice.lost)
 
 
 def test_on_a_small_card_the_fastest_that_fits_is_taken_and_the_faster_ones_say_what_they_need() -> None:
     choice = chosen(job(per_device_train_batch_size=8), 10)
     assert choice.asked.card_gib <= 10 and choice.refusal is None
-    too_large = [setting for setting, why in choice.lost if "needs 14.00 GiB" in why]
+    too_large = [lost.setting for lost in choice.lost if lost.why == "needs 14.00 GiB a rank"]
     assert too_large
-    slower = [float(why.split(" x ")[0]) for _, why in choice.lost if "as long" in why]
-    assert slower and all(ratio >= 1 for ratio in slower)
+    slower = [float(lost.why.split(" x ")[0].split()[-1]) for lost in choice.lost if " x as long" in lost.why]
+    assert slower and all(ratio > 1 for ratio in slower)
 
 
 def test_what_the_study_wrote_is_kept() -> None:
     fixed = job("deepspeed", "training.gradient_checkpointing", "training.per_device_train_batch_size", "num_ranks",
                 per_device_train_batch_size=8)  # fmt: skip
     choice = chosen(fixed, 8)
-    assert choice.lost == ((choice.setting, "needs 14.00 GiB a rank, or more"),)
+    assert [(lost.setting, lost.why) for lost in choice.lost] == [(choice.setting, "needs 14.00 GiB a rank")]
     assert choice.refusal is not None and "14.00 GiB" in choice.refusal and "has 8" in choice.refusal
     assert choice.spec.training == fixed.spec.training and choice.spec.deepspeed == fixed.spec.deepspeed
 
@@ -101,7 +104,7 @@ def test_more_ranks_are_for_memory_or_for_idle_cards() -> None:
 def test_what_the_trainer_refuses_under_every_setting_is_a_users_mistake() -> None:
     some, nodes = cards(24)
     with pytest.raises(UserError, match="no such layer"):
-        choose(job(), WORK, lambda spec: UserError("no such layer"), some, nodes, on_card=True, most_ranks=1)
+        choose(job(), WORK, lambda *_: UserError("no such layer"), some, nodes, on_card=True, most_ranks=1)
 
 
 def test_host_memory_refuses_too() -> None:
@@ -164,3 +167,73 @@ def test_a_plan_names_the_sizes_of_which_there_are_enough_cards(
     choice = chosen(job(per_device_train_batch_size=1), 24)
     asked = replace(choice.asked, card_gib=card, num_ranks=num_ranks)
     assert fitting_sizes(replace(choice, asked=asked), cards(*sizes)[0]) == fits
+
+
+def remedies_of(asked: StudyJob, *sizes: int) -> str:
+    assert chosen(asked, *sizes).refusal is not None
+    return remedies(asked, lambda variant: chosen(variant, *sizes))
+
+
+def with_stage(asked: StudyJob, file: str) -> StudyJob:
+    content = json.loads((CHECKOUT / f"ds_configs/{file}.json").read_text())
+    written = replace(asked.written, deepspeed=f"ds_configs/{file}.json")
+    return replace(asked, written=written, spec=replace(asked.spec, deepspeed=content))
+
+
+def test_of_what_a_study_could_change_that_is_named_which_makes_it_fit() -> None:
+    batch, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
+    sized = job(batch, "deepspeed", checkpointing, per_device_train_batch_size=8)
+    assert remedies_of(sized, 10) == (
+        "It fits with training.gradient_checkpointing: true (from 8.67 GiB a rank); or with training.per_device_train_"
+        "batch_size: 4 and training.gradient_accumulation_steps: 2 (from 10.00 GiB a rank); or with deepspeed: "
+        "ds_configs/zero3_offload_param.json (from 8.50 GiB a rank)."
+    )
+    one = with_stage(job("deepspeed", per_device_train_batch_size=8), "zero1")
+    assert remedies_of(one, 5) == "It fits with deepspeed: ds_configs/zero3_offload_param.json (from 0.84 GiB a rank)."
+
+
+def test_more_ranks_are_named_with_the_batch_that_keeps_the_global_one() -> None:
+    asked = job("num_ranks", "deepspeed", "training.per_device_train_batch_size", "training.gradient_checkpointing",
+                per_device_train_batch_size=6)  # fmt: skip
+    text = remedies_of(with_stage(asked, "zero3"), 7, 7)
+    assert "num_ranks: 2 and training.per_device_train_batch_size: 3 (from 6.00 GiB a rank)" in text
+
+
+def test_where_one_change_is_not_enough_all_are_tried_together_and_a_model_too_large_for_any_is_called_so() -> None:
+    one = with_stage(job("deepspeed", "training.per_device_train_batch_size", "training.gradient_checkpointing",
+                         per_device_train_batch_size=8), "zero1")  # fmt: skip
+    assert remedies_of(one, 1) == (
+        "It fits with deepspeed: ds_configs/zero3_offload_param.json and training.gradient_checkpointing: true and "
+        "training.per_device_train_batch_size: 1 and training.gradient_accumulation_steps: 8 (from 0.84 GiB a rank)."
+    )
+    some, nodes = cards(24, host_gib=0.5)
+    refused = choose(one, WORK, needs, some, nodes, on_card=True, most_ranks=1)
+    assert refused.refusal is not None
+    text = remedies(one, lambda variant: choose(variant, WORK, needs, some, nodes, on_card=True, most_ranks=1))
+    assert text == "No setting of this model fits: take a smaller model, or larger cards."
+
+
+def test_shorter_texts_are_named_where_nothing_else_helps() -> None:
+    def by_length(spec: JobSpec, _: str) -> JobForecast | UserError:
+        memory = MemoryEstimate(card={"all": round(spec.data.max_seq_length / 32 * GIB)}, host={"all": GIB})
+        return JobForecast(memory=memory, work=WORK, dtype="bf16")
+
+    some, nodes = cards(10)
+
+    def search(variant: StudyJob) -> Choice:
+        return choose(variant, WORK, by_length, some, nodes, on_card=True, most_ranks=1)
+
+    assert search(job()).refusal is not None
+    assert remedies(job(), search) == "It fits with data.max_seq_length: 256 (from 8.00 GiB a rank)."
+
+
+def test_a_plan_says_of_each_file_and_number_of_ranks_what_came_nearest() -> None:
+    choice = chosen(job(per_device_train_batch_size=8), 10, 10)
+    lines = why_not(choice)
+    assert lines[0] == "not zero1, batch 8 x 1, one rank: needs 14.00 GiB a rank"
+    assert sum("zero1, batch" in line and "one rank" in line for line in lines) == 2  # and the fastest that is slower
+    refused = chosen(job("deepspeed", per_device_train_batch_size=8), 5)
+    assert why_not(refused) == [
+        "not zero1, batch 1 x 8, one rank, gradient checkpointing: needs 6.34 GiB a rank; 7 of the same file and ranks "
+        "need more"
+    ]

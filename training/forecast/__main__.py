@@ -2,10 +2,10 @@
 
     python -m training.forecast < requests > answers        # one JSON a line
 
-A request is {"spec": JobSpec.to_dict(), "on_card": bool, "memory": bool}; an answer {"ok": True, "work": Work as a
-dict, "estimate": MemoryEstimate as one, where "memory"} or {"ok": False, "error": text}, with "crashed"
-where it is not the job's fault. Data and tokenizer are read,
-for the lengths of the texts, and config.json; no weights.
+A request is {"spec": JobSpec.to_dict(), "deepspeed_source": what messages call its DeepSpeed settings, "on_card": bool,
+"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16 or fp32, "estimate": MemoryEstimate as a
+dict, where "memory"} or {"ok": False, "error": text}, with "crashed" where it is not the job's fault. Data and
+tokenizer are read, for the lengths of the texts, and config.json; no weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from training.batches import Lengths, steps_per_epoch
 from training.cache import cached
-from training.deepspeed_config import read_deepspeed_config, refuse_impossible
+from training.deepspeed_config import check_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
 from training.forecast.memory_estimate import Work
@@ -48,7 +48,8 @@ def main() -> int:
         request = json.loads(line)
         try:
             spec = build(JobSpec, request["spec"], "request")
-            known = estimate(spec, on_card=request["on_card"], memory=request["memory"])
+            source, on_card, memory = (request[key] for key in ("deepspeed_source", "on_card", "memory"))
+            known = estimate(spec, source, on_card=on_card, memory=memory)
             answer: dict[str, Any] = {"ok": True, **known}
         except UserError as error:
             answer = {"ok": False, "error": str(error)}
@@ -59,20 +60,24 @@ def main() -> int:
     return 0
 
 
-def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
-    """Return "work", what a job computes on the data and the model it names, and "estimate", the `memory` it needs."""
+def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: bool) -> dict[str, Any]:
+    """Return "work", what a job computes on the data and the model it names, its "dtype", and "estimate", the `memory`
+    it needs. `spec.deepspeed` is the content of what messages call `deepspeed_source`."""
     import torch
 
     from training.pretrained import load_config, resolve_checkpoint, resolve_dtype
+    from training.readable import require_positions, vocabulary_size
 
-    content, _ = read_deepspeed_config(spec.deepspeed)
-    refuse_impossible(spec, content)
+    assert isinstance(spec.deepspeed, dict)
+    check_deepspeed_config(spec.deepspeed, deepspeed_source)
+    refuse_impossible(spec, spec.deepspeed)
     checkpoint = resolve_checkpoint(spec.model, lambda _: None, weights=False)
     data, model = (json.dumps(spec.to_dict()[name], sort_keys=True) for name in ("data", "model"))
     model_config = load_config(spec.model, checkpoint, _corpus(data).label_names)
+    require_positions(model_config, spec.data)
     config = model_config.to_dict()
     config.pop("_name_or_path", None)  # the same model elsewhere needs no forecast of its own
-    lengths = _lengths(data, model, checkpoint)
+    lengths = _lengths(data, model, checkpoint, vocabulary_size(model_config))
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
     if spec.model.dtype != "auto":
         dtype = spec.model.dtype
@@ -81,7 +86,8 @@ def estimate(spec: JobSpec, *, on_card: bool, memory: bool) -> dict[str, Any]:
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
     parameters = base_parameters(json.dumps(config, sort_keys=True))
-    answer: dict[str, Any] = {"work": asdict(work_of(spec, parameters, model_config.num_hidden_layers, lengths))}
+    work = work_of(spec, parameters, model_config.num_hidden_layers, lengths)
+    answer: dict[str, Any] = {"work": asdict(work), "dtype": dtype}
     if memory:
         shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
         needs = forecast(spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
@@ -129,19 +135,23 @@ def _count_weights(config: str) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _lengths(data: str, model: str, checkpoint: str) -> dict[str, Lengths]:
+def _lengths(data: str, model: str, checkpoint: str, vocabulary: int) -> dict[str, Lengths]:
     """Return the tokens of each chunk of each text of each split; DataSpec and ModelSpec come as JSON."""
     from training.pretrained import load_tokenizer
+    from training.readable import require_vocabulary
     from training.tokens import tokenize_split
 
     corpus = _corpus(data)
-    tokenizer = load_tokenizer(build(ModelSpec, json.loads(model), "request"), checkpoint)
+    model_spec = build(ModelSpec, json.loads(model), "request")
+    tokenizer = load_tokenizer(model_spec, checkpoint)
     data_spec = build(DataSpec, json.loads(data), "request")
-    return {
-        name: tokenize_split(split, tokenizer, data_spec).lengths
+    splits = {
+        name: tokenize_split(split, tokenizer, data_spec)
         for name, split in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
         if split is not None
     }
+    require_vocabulary(vocabulary, model_spec, splits)
+    return {name: split.lengths for name, split in splits.items()}
 
 
 @functools.lru_cache(maxsize=4)

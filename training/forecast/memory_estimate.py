@@ -60,3 +60,5 @@ class JobForecast:
 
     memory: MemoryEstimate
     work: Work
+    dtype: str
+    """bf16 or fp32, in which it computes."""
