@@ -63,5 +63,6 @@ def _one_node(sizes: Sequence[float], host_gib: float) -> tuple[list[Card], dict
 
 def fitting_sizes(choice: Choice, cards: Sequence[Card]) -> tuple[float, ...]:
     """Return the GiB of the cards that hold a rank, of which there are enough."""
-    enough = Counter(card.gib for card in cards if card.gib >= choice.asked.card_gib)
-    return tuple(sorted(gib for gib, number in enough.items() if number >= choice.asked.num_ranks))
+    hold = [card for card in cards if card.gib >= choice.asked.card_gib]
+    equal = Counter(card.size for card in hold)
+    return tuple(sorted({card.gib for card in hold if equal[card.size] >= choice.asked.num_ranks}))

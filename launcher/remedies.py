@@ -37,14 +37,14 @@ class Remedy:
 
 def remedies(job: StudyJob, search: Search) -> str:
     """Return in a sentence what would make a job fit: the least change there is, in the order below, and its rivals."""
+    if _fitting(_with_least(_shortened(_as_nf4(replace(job, fixed=frozenset())))), search) is None:
+        return "No setting of this model fits: take a smaller model, or larger cards."
     found: list[Remedy] = []
-    # A big model's forecast takes seconds: shorter texts are tried where all of them are read only in vain.
+    # A big model's forecast takes seconds, so what changes more is tried only where less does not do.
     for ways in (_freed_and_quantized, _shorter, _all_at_once):
         found = found or list(islice(ways(job, search), MOST))
-    if not found:
-        return "No setting of this model fits: take a smaller model, or larger cards."
-    ways = "; or with ".join(f"{remedy.text} ({_needs(remedy.choice)})" for remedy in found)
-    return f"It fits with {ways}."
+    named = "; or with ".join(f"{remedy.text} ({_needs(remedy.choice)})" for remedy in found)
+    return f"It fits with {named}."
 
 
 def _needs(choice: Choice) -> str:
@@ -93,11 +93,11 @@ def _quantized(job: StudyJob, search: Search) -> Iterator[Remedy]:
 def _shorter(job: StudyJob, search: Search) -> Iterator[Remedy]:
     """Yield the longest texts that fit, by halves, and the most chunks."""
     data = job.spec.data
-    lengths = [data.max_seq_length >> cut for cut in (1, 2, 3, 4) if data.max_seq_length >> cut >= SHORTEST]
+    lengths = _shorter_lengths(job)
     chunks = [data.max_chunks >> cut for cut in (1, 2, 3) if data.long_text == "chunk" and data.max_chunks >> cut]
     for key, values in (("max_seq_length", lengths), ("max_chunks", chunks)):
         # The smallest first: where it does not help the others are not worth their forecasts.
-        if not values or _fitting(_with_data(job, key, values[-1]), search) is None:
+        if not values or _fitting(_with_least(_with_data(job, key, values[-1])), search) is None:
             continue
         for value in values:
             if choice := _fitting(_with_data(job, key, value), search):
@@ -109,13 +109,16 @@ def _all_at_once(job: StudyJob, search: Search) -> Iterator[Remedy]:
     """Yield what fits where one change is not enough: everything left to the planner, an nf4 base, short texts."""
     free = replace(job, fixed=frozenset())
     quantized = _as_nf4(free)
-    shortest = _with_data(quantized, "max_seq_length", max(SHORTEST, job.spec.data.max_seq_length >> 4))
-    nf4 = " and model.quantization: nf4" if quantized is not free else ""
-    length = f"{nf4} and data.max_seq_length: {shortest.spec.data.max_seq_length}" if shortest is not quantized else ""
-    for variant, text in ((free, ""), (quantized, nf4), (shortest, length)):
-        if choice := _fitting(variant, search):
-            own = _written(choice.setting, job, job.fixed)
-            yield Remedy(text=f"{own}{text}" if own else text.removeprefix(" and "), choice=choice)
+    shortened = _shortened(quantized)
+    for variant in (free, quantized, shortened):
+        if choice := _fitting(_with_least(variant), search):
+            changes = [_written(choice.setting, job, job.fixed)]
+            if variant is not free and quantized is not free:
+                changes.append("model.quantization: nf4")
+            if variant is shortened and shortened is not quantized:
+                changes.append(f"data.max_seq_length: {shortened.spec.data.max_seq_length}")
+                changes += ["data.max_chunks: 1"] if job.spec.data.long_text == "chunk" else []
+            yield Remedy(text=" and ".join(filter(None, changes)), choice=choice)
             return
 
 
@@ -128,13 +131,29 @@ def _with_least(job: StudyJob) -> StudyJob:
     if "training.gradient_checkpointing" not in fixed:
         training = replace(training, gradient_checkpointing=True)
     spec = replace(job.spec, training=training)
-    return replace(job, spec=spec, fixed=fixed | BATCH | {"training.gradient_checkpointing"})
+    # Accumulation stays open: it follows from the number of ranks.
+    named = {"training.per_device_train_batch_size", "training.gradient_checkpointing"}
+    return replace(job, spec=spec, fixed=fixed | named)
 
 
 def _as_nf4(job: StudyJob) -> StudyJob:
     if job.spec.model.quantization == "nf4":
         return job
     return replace(job, spec=replace(job.spec, model=replace(job.spec.model, quantization="nf4")))
+
+
+def _shortened(job: StudyJob) -> StudyJob:
+    """Return a job with the shortest texts that are suggested, of one chunk."""
+    lengths = _shorter_lengths(job)
+    shorter = _with_data(job, "max_seq_length", lengths[-1]) if lengths else job
+    return _with_data(shorter, "max_chunks", 1) if job.spec.data.long_text == "chunk" else shorter
+
+
+def _shorter_lengths(job: StudyJob) -> list[int]:
+    """Return the lengths of texts that are tried, the longest first; chunks must be longer than their overlap."""
+    data = job.spec.data
+    shortest = max(SHORTEST, 2 * data.chunk_overlap) if data.long_text == "chunk" else SHORTEST
+    return [data.max_seq_length >> cut for cut in (1, 2, 3, 4) if data.max_seq_length >> cut >= shortest]
 
 
 def _with_data(job: StudyJob, key: str, value: int) -> StudyJob:

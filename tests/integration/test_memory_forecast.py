@@ -62,9 +62,12 @@ def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
     assert run.returncode == 2
     text = " ".join(run.stdout.split())
     assert "2 refused" in text and "to run" not in text and "a PC of any memory" in text
-    assert "card, GiB: CUDA context" in text and "not zero1, batch 4 x 2, one rank" in text
+    assert (
+        "card, GiB: CUDA context" in text and "not zero1, batch 1 x 8, one rank, gradient checkpointing: needs" in text
+    )
     assert "largest card it could have has 0.25" in text
     assert "num_ranks is 2 and no more than 1 of the cards are of one size" in text
+    assert text.count("No setting of this model fits") == 2
     assert plan(study, "--cards", "eight").returncode == 2
 
 

@@ -81,10 +81,10 @@ def test_a_mixed_study_shares_unequal_cards_without_over_booking(
     jobs = jobs_of({f"small{index}": SMALL for index in range(4)} | {"medium0": MEDIUM})
     jobs += jobs_of({"large": LARGE, "impossible": IMPOSSIBLE})
     study = mixed_study(workplace, long_texts, [{**job, "seed": index} for index, job in enumerate(jobs)])
-    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 1
+    assert run_study(study, address=cluster, run_job=fake_rank.run_job) == 2  # the study is at fault
     report = {job["name"].split("-")[0]: job for job in read_report(workplace)["jobs"]}
     message = report.pop("impossible")["error"]["message"]
-    assert "Refused before it started" in message and "has 12" in message and "per_device_train_batch_size" in message
+    assert "Refused before it started" in message and "has 12" in message and "It fits with" in message
     assert {job["status"] for job in report.values()} == {"succeeded"}
     most, together = most_held(placements(workplace / "outputs/tiny"))
     limits = {card: 12 if card.endswith(":1") else 8 for card in most}

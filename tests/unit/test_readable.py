@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
 from training.errors import UserError
+from training.pretrained import load_config
 from training.readable import beyond_trained, require_positions, require_vocabulary, vocabulary_size
 from training.spec import DataSpec, ModelSpec
 from training.tokens import TokenizedSplit
@@ -46,3 +49,10 @@ def test_rotary_models_read_longer_texts_with_a_warning() -> None:
     assert beyond_trained(llama, {"train": split_of([1] * 4), "test": split_of([1])}) is None
     warning = beyond_trained(llama, {"train": split_of([1] * 4), "test": split_of([1], [1] * 5)})
     assert warning is not None and "up to 5 tokens and the model was trained with 4" in warning
+
+
+def test_a_config_whose_values_do_not_go_together_is_a_users_mistake(tmp_path: Path) -> None:
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 33}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"hidden size \(64\) is not a multiple.*\(33\)\. Mend its config\.json\."):
+        load_config(ModelSpec(model_name_or_path=str(tmp_path)), str(tmp_path), ["a", "b"])
