@@ -115,18 +115,27 @@ def plan_jobs(
             work = process.work(job.spec, deepspeed_source(job))
             return choose(job, work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks)
 
+        refused: list[tuple[list[StudyJob], Choice]] = []
         for same in alike(jobs):
             planned: Planned
             try:
                 planned = search(same[0])
-                if planned.refusal:
-                    planned = replace(planned, refusal=f"{planned.refusal} {remedies(same[0], search)}")
             except ForecastDied:
                 raise
             except ShoalError as error:  # of these jobs alone
                 planned = error
-            for job in same:
-                yield job, planned.of(job) if isinstance(planned, Choice) else planned
+            if isinstance(planned, Choice) and planned.refusal:
+                refused.append((same, planned))
+            else:
+                yield from _each(same, planned)
+        for same, choice in refused:  # what would make them fit takes longest to find, and the others need not wait
+            yield from _each(same, replace(choice, refusal=f"{choice.refusal} {remedies(same[0], search)}"))
+
+
+def _each(same: Sequence[StudyJob], planned: Planned) -> Iterator[tuple[StudyJob, Planned]]:
+    """Yield jobs that differ in their seed with what was found for the first of them."""
+    for job in same:
+        yield job, planned.of(job) if isinstance(planned, Choice) else planned
 
 
 class Planner:
