@@ -85,11 +85,11 @@ def _conclude(states: dict[str, JobState], report_file: Path, console: Console) 
     cancelled = [state.name for state in states.values() if state.status == "cancelled"]
     if cancelled:
         console.print(f"cancelled: {', '.join(cancelled)}", highlight=False, markup=False, soft_wrap=True)
+    at_fault = bool(failed) and not cancelled and all(state.is_user_error for state in failed)
     if failed or cancelled:
-        console.print("Run the same command to try these again; what is finished is kept.", highlight=False)
-    if cancelled or not all(state.is_user_error for state in failed):
-        return EXIT_FAILED
-    return EXIT_USER_ERROR if failed else 0
+        mend = "Mend the study, then run" if at_fault else "Run"
+        console.print(f"{mend} the same command to try these again; what is finished is kept.", highlight=False)
+    return EXIT_USER_ERROR if at_fault else EXIT_FAILED if failed or cancelled else 0
 
 
 def _run_on_ray(
