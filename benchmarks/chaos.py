@@ -46,6 +46,10 @@ CARD_GIB = 4.0
 STORE_BYTES = 100 << 20
 RANK = re.compile(r"ray::.+: rank \d+$")
 """How Ray names the process of a rank that trains: by the name launcher.running gives the call."""
+KINDS = ("rank", "node", "launcher")
+"""Of strikes, in turn."""
+COSTS = ("seconds_mean", "seconds_std")
+"""Of a group in a report; being hit must not change the rest."""
 LEAST_USEFUL, MOST_GROWTH = 0.9, 1.1
 """Share of the time that must be useful; the launcher's memory at the end of many jobs by that at a fifth of them."""
 
@@ -136,23 +140,15 @@ def run(
     found = Struck()
     started = time.monotonic()
     launcher = launch(folder, study, where.cluster.address)
-    kinds = itertools.cycle(("rank", "node", "launcher"))
+    kinds = itertools.cycle(KINDS)
     due = started + every if every else float("inf")
     while (status := launcher.poll()) is None:
         time.sleep(POLL_SECONDS)
-        ranks = rank_processes()
-        if time.monotonic() < due or not ranks:
+        if time.monotonic() < due or not rank_processes():
             continue
         assert draw is not None and every is not None
         kind = next(kinds)
-        if kind == "rank":
-            draw.choice(ranks).kill()
-        elif kind == "node":
-            where.replace(draw)
-        else:
-            launcher.kill()
-            launcher.wait()
-            launcher = launch(folder, study, where.cluster.address)
+        launcher = strike(kind, folder, study, where, launcher, draw)
         found.strikes.append(kind)
         due += every
         print(f"{time.monotonic() - started:.0f} s: struck a {kind}", flush=True)
@@ -160,6 +156,21 @@ def run(
         raise SystemExit(f"{(folder / 'out.txt').read_text()[-5000:]}\nthe study ended with status {status}")
     found.seconds = time.monotonic() - started
     return found
+
+
+def strike(
+    kind: str, folder: Path, study: dict[str, Any], where: Nodes, launcher: subprocess.Popen[bytes], draw: random.Random
+) -> subprocess.Popen[bytes]:
+    """Kill one of a kind; return the launcher, another where that was struck. A rank must be there to be killed."""
+    if kind == "rank":
+        draw.choice(rank_processes()).kill()
+    elif kind == "node":
+        where.replace(draw)
+    else:
+        launcher.kill()
+        launcher.wait()
+        return launch(folder, study, where.cluster.address)
+    return launcher
 
 
 def rank_processes() -> list[psutil.Process]:
@@ -191,7 +202,21 @@ def compare(calm: Path, struck: Path, steps: int) -> list[str]:
                 wrong.append(f"{name}: {file} is another")
         if set(steps_of(ours[name])) != set(range(1, steps + 1)):
             wrong.append(f"{name}: steps are missing")
+    if answer_of(calm) != answer_of(struck):
+        wrong.append("the report gives another answer")
     return wrong
+
+
+def answer_of(folder: Path) -> dict[str, Any]:
+    """Return all that the report of the study in a folder says but for what it took."""
+    report = json.loads((folder / "outputs/chaos/report.json").read_text(encoding="utf-8"))
+    jobs = {
+        job["name"]: {key: job[key] for key in ("status", "untrained_validation", "validation", "test", "scores")}
+        for job in report["jobs"]
+    }
+    groups = [{key: value for key, value in group.items() if key not in COSTS} for group in report["groups"]]
+    said = {key: report[key] for key in ("selection", "best", "comparisons", "data_checks")}
+    return {"jobs": jobs, "groups": groups, **said}
 
 
 def strikes_part(options: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -20,6 +20,14 @@ def write_job(study: Path, steps: list[int], adapter: bytes = b"a", predictions:
     (job / "predictions.parquet").write_bytes(predictions)
     (job / "events.jsonl").write_text("".join(json.dumps({"kind": "step", "step": step}) + "\n" for step in steps))
     (job / "result.json").write_text("{}")
+    write_report(study)
+
+
+def write_report(study: Path, accuracy: float = 0.5, seconds: float = 1.0) -> None:
+    job = dict.fromkeys(("status", "untrained_validation", "validation", "test", "scores"), "same") | {"name": "seed0"}
+    groups = [{"name": "all", "accuracy_mean": accuracy, "seconds_mean": seconds, "seconds_std": None}]
+    report = {"jobs": [job], "groups": groups, "selection": {}, "best": [], "comparisons": [], "data_checks": []}
+    (study / "outputs/chaos/report.json").write_text(json.dumps(report))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +45,18 @@ def test_a_loss_is_noticed(
     write_job(tmp_path / "calm", [1, 2, 3])
     write_job(tmp_path / "struck", steps, adapter, predictions)
     assert compare(tmp_path / "calm", tmp_path / "struck", 3) == wrong
+    (tmp_path / "nothing/outputs/chaos").mkdir(parents=True)
+    write_report(tmp_path / "nothing")
     assert compare(tmp_path / "calm", tmp_path / "nothing", 3)[0].startswith("jobs [] succeeded")
+
+
+def test_another_answer_is_noticed_and_another_duration_is_none(tmp_path: Path) -> None:
+    for study in ("calm", "struck"):
+        write_job(tmp_path / study, [1])
+    write_report(tmp_path / "struck", seconds=7.0)
+    assert compare(tmp_path / "calm", tmp_path / "struck", 1) == []
+    write_report(tmp_path / "struck", accuracy=0.25)
+    assert compare(tmp_path / "calm", tmp_path / "struck", 1) == ["the report gives another answer"]
 
 
 def test_the_bounds_and_the_report() -> None:
