@@ -117,7 +117,8 @@ def nodes() -> Iterator[Nodes]:
     """Yield a Ray that ends with the context."""
     require_token_auth()
     make_token()
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Each node says that it has all of this machine's cores, and a rank's threads would fight the other's for them.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     found = Nodes()
     try:
         yield found
