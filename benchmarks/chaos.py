@@ -101,8 +101,9 @@ class Nodes:
         self.workers = [self._add(), self._add()]
 
     def _add(self) -> Any:
+        # One core each, and so one thread a rank: those of both nodes would fight for the same two cores.
         return self.cluster.add_node(
-            num_cpus=2, num_gpus=0, resources={"card0_gib": CARD_GIB}, object_store_memory=STORE_BYTES
+            num_cpus=1, num_gpus=0, resources={"card0_gib": CARD_GIB}, object_store_memory=STORE_BYTES
         )
 
     def replace(self, draw: random.Random) -> None:
@@ -117,8 +118,7 @@ def nodes() -> Iterator[Nodes]:
     """Yield a Ray that ends with the context."""
     require_token_auth()
     make_token()
-    # Each node says that it has all of this machine's cores, and a rank's threads would fight the other's for them.
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     found = Nodes()
     try:
         yield found
