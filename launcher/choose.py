@@ -181,13 +181,17 @@ class _Search:
         )
         if room_for(asked, self.cards, self.nodes):
             return choice, None
-        if self.least is None or asked.card_gib < self.least.asked.card_gib:
+        if self.least is None or self._need(choice) < self._need(self.least):
             self.least = choice
         if not too_wide:
             in_host = room_for(replace(asked, host_gib=0.0), self.cards, self.nodes)
             gib, where = (asked.host_gib, " of host memory") if in_host else (asked.card_gib, "")
             why = f"needs {gib:.2f} GiB{where} a rank"
         return choice, why
+
+    def _need(self, choice: Choice) -> tuple[bool, float]:
+        """Return what orders those that fit no card: more ranks than equal cards are what a study need not have."""
+        return (choice.setting.num_ranks > self.num_equal, choice.asked.card_gib)
 
 
 def _longer(ratio: float) -> str:

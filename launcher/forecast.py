@@ -21,7 +21,7 @@ from launcher.cards import Card, Node
 from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.remedies import remedies
-from launcher.settings import deepspeed_source
+from launcher.settings import settings
 from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import JobSpec
@@ -112,7 +112,8 @@ def plan_jobs(
     with ForecastProcess(on_card=on_card) as process:
 
         def search(job: StudyJob) -> Choice:
-            work = process.work(job.spec, deepspeed_source(job))
+            setting, spec = next(settings(job, len(cards)))  # one that is tried, whatever file the study names
+            work = process.work(spec, setting.deepspeed)
             return choose(job, work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks)
 
         refused: list[tuple[list[StudyJob], Choice]] = []
@@ -129,7 +130,10 @@ def plan_jobs(
             else:
                 yield from _each(same, planned)
         for same, choice in refused:  # what would make them fit takes longest to find, and the others need not wait
-            yield from _each(same, replace(choice, refusal=f"{choice.refusal} {remedies(same[0], search)}"))
+            refusal = choice.refusal
+            with suppress(ShoalError):  # a forecast that fails, of a job that was never asked for
+                refusal = f"{refusal} {remedies(same[0], search)}"
+            yield from _each(same, replace(choice, refusal=refusal))
 
 
 def _each(same: Sequence[StudyJob], planned: Planned) -> Iterator[tuple[StudyJob, Planned]]:

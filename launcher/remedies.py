@@ -15,7 +15,8 @@ from training.errors import UserError
 Search = Callable[[StudyJob], Choice]
 """Plans a job; may raise UserError."""
 
-BATCH = frozenset({"training.per_device_train_batch_size", "training.gradient_accumulation_steps"})
+BATCH_SIZE = frozenset({"training.per_device_train_batch_size"})
+BATCH = BATCH_SIZE | {"training.gradient_accumulation_steps"}
 FREED = (
     frozenset({"training.gradient_checkpointing"}), BATCH, frozenset({"deepspeed"}), frozenset({"num_ranks"}) | BATCH,
 )  # fmt: skip
@@ -37,18 +38,24 @@ class Remedy:
 
 def remedies(job: StudyJob, search: Search) -> str:
     """Return in a sentence what would make a job fit: the least change there is, in the order below, and its rivals."""
-    if _fitting(_with_least(_shortened(_as_nf4(replace(job, fixed=frozenset())))), search) is None:
-        return "No setting of this model fits: take a smaller model, or larger cards."
+    free = replace(job, fixed=frozenset())
+    if all(_fitting(_with_least(_shortened(base)), search) is None for base in (free, _as_nf4(free))):
+        return (
+            "Nor does it fit with an nf4 base, short texts, one text at a time and all else left to the planner: take "
+            "a smaller model, or more memory."
+        )
     found: list[Remedy] = []
     # A big model's forecast takes seconds, so what changes more is tried only where less does not do.
-    for ways in (_freed_and_quantized, _shorter, _all_at_once):
+    for ways in (_freed_and_quantized, _all_freed, _shorter, _all_at_once):
         found = found or list(islice(ways(job, search), MOST))
     named = "; or with ".join(f"{remedy.text} ({_needs(remedy.choice)})" for remedy in found)
     return f"It fits with {named}."
 
 
 def _needs(choice: Choice) -> str:
-    return f"from {choice.asked.card_gib:.2f} GiB a rank"
+    """Return what a rank needs; on a card the host's memory may be what decided."""
+    host = f" and {choice.asked.host_gib:.2f} GiB of host memory" if choice.forecast.memory.card else ""
+    return f"from {choice.asked.card_gib:.2f} GiB{host} a rank"
 
 
 def _freed_and_quantized(job: StudyJob, search: Search) -> Iterator[Remedy]:
@@ -60,7 +67,7 @@ def _freed(job: StudyJob, search: Search) -> Iterator[Remedy]:
     """Yield what the study has set and would better leave to the planner."""
     seen = set()
     for keys in FREED:
-        if not keys & job.fixed:
+        if not keys & job.fixed or ("num_ranks" in keys and "num_ranks" not in job.fixed):
             continue
         freed = replace(job, fixed=job.fixed - keys)
         choice = _fitting(freed if keys & BATCH else _with_least(freed), search)
@@ -72,7 +79,8 @@ def _freed(job: StudyJob, search: Search) -> Iterator[Remedy]:
 
 def _written(setting: Setting, job: StudyJob, keys: frozenset[str]) -> str:
     """Return, as a study writes it, what of these keys a setting has otherwise than the job."""
-    named = keys | (BATCH if keys & (BATCH | {"num_ranks"}) else frozenset())  # else the global batch would change
+    global_batch = BATCH | {"num_ranks"}
+    named = keys | (global_batch if keys & global_batch else frozenset())  # they change together, or it would change
     written, training = job.written, job.written.training
     before = {
         "deepspeed": written.deepspeed, "num_ranks": written.num_ranks,
@@ -90,8 +98,15 @@ def _quantized(job: StudyJob, search: Search) -> Iterator[Remedy]:
         yield Remedy(text="model.quantization: nf4", choice=choice)
 
 
+def _all_freed(job: StudyJob, search: Search) -> Iterator[Remedy]:
+    if choice := _fitting(_with_least(replace(job, fixed=frozenset())), search):
+        yield Remedy(text=_written(choice.setting, job, job.fixed | BATCH), choice=choice)
+
+
 def _shorter(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    """Yield the longest texts that fit, by halves, and the most chunks."""
+    """Yield a smaller evaluation batch, the longest texts that fit, by halves, and the most chunks."""
+    if choice := _fitting(_with_least(_evaluated_singly(job)), search):
+        yield Remedy(text=_changed(_evaluated_singly(job), job), choice=choice)
     data = job.spec.data
     lengths = _shorter_lengths(job)
     chunks = [data.max_chunks >> cut for cut in (1, 2, 3) if data.long_text == "chunk" and data.max_chunks >> cut]
@@ -108,18 +123,24 @@ def _shorter(job: StudyJob, search: Search) -> Iterator[Remedy]:
 def _all_at_once(job: StudyJob, search: Search) -> Iterator[Remedy]:
     """Yield what fits where one change is not enough: everything left to the planner, an nf4 base, short texts."""
     free = replace(job, fixed=frozenset())
-    quantized = _as_nf4(free)
-    shortened = _shortened(quantized)
-    for variant in (free, quantized, shortened):
+    for variant in (_as_nf4(free), _shortened(free), _shortened(_as_nf4(free))):
         if choice := _fitting(_with_least(variant), search):
-            changes = [_written(choice.setting, job, job.fixed)]
-            if variant is not free and quantized is not free:
-                changes.append("model.quantization: nf4")
-            if variant is shortened and shortened is not quantized:
-                changes.append(f"data.max_seq_length: {shortened.spec.data.max_seq_length}")
-                changes += ["data.max_chunks: 1"] if job.spec.data.long_text == "chunk" else []
-            yield Remedy(text=" and ".join(filter(None, changes)), choice=choice)
+            text = " and ".join(filter(None, (_written(choice.setting, job, job.fixed), _changed(variant, job))))
+            yield Remedy(text=text, choice=choice)
             return
+
+
+def _changed(variant: StudyJob, job: StudyJob) -> str:
+    """Return, as a study writes it, what a variant has otherwise than the job, but for what may be planned."""
+    values = [
+        {
+            "model.quantization": spec.model.quantization, "data.max_seq_length": spec.data.max_seq_length,
+            "data.max_chunks": spec.data.max_chunks,
+            "training.per_device_eval_batch_size": spec.training.per_device_eval_batch_size,
+        }
+        for spec in (variant.spec, job.spec)
+    ]  # fmt: skip
+    return " and ".join(f"{key}: {value}" for key, value in values[0].items() if value != values[1][key])
 
 
 def _with_least(job: StudyJob) -> StudyJob:
@@ -132,8 +153,13 @@ def _with_least(job: StudyJob) -> StudyJob:
         training = replace(training, gradient_checkpointing=True)
     spec = replace(job.spec, training=training)
     # Accumulation stays open: it follows from the number of ranks.
-    named = {"training.per_device_train_batch_size", "training.gradient_checkpointing"}
+    named = {"training.gradient_checkpointing"} | (BATCH_SIZE if not fixed & BATCH else set())
     return replace(job, spec=spec, fixed=fixed | named)
+
+
+def _evaluated_singly(job: StudyJob) -> StudyJob:
+    training = replace(job.spec.training, per_device_eval_batch_size=1)
+    return replace(job, spec=replace(job.spec, training=training))
 
 
 def _as_nf4(job: StudyJob) -> StudyJob:
@@ -143,9 +169,9 @@ def _as_nf4(job: StudyJob) -> StudyJob:
 
 
 def _shortened(job: StudyJob) -> StudyJob:
-    """Return a job with the shortest texts that are suggested, of one chunk."""
+    """Return a job with the shortest texts that are suggested, of one chunk, each evaluated by itself."""
     lengths = _shorter_lengths(job)
-    shorter = _with_data(job, "max_seq_length", lengths[-1]) if lengths else job
+    shorter = _evaluated_singly(_with_data(job, "max_seq_length", lengths[-1]) if lengths else job)
     return _with_data(shorter, "max_chunks", 1) if job.spec.data.long_text == "chunk" else shorter
 
 

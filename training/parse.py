@@ -145,7 +145,7 @@ def all_dotted_keys(cls: Any, prefix: str = "") -> list[str]:
 def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     """Turn one pydantic error into our words."""
     # Without what pydantic calls the members of a union: deepspeed.str, deepspeed.dict[str,any].
-    path = tuple(part for part in map(str, error["loc"]) if part not in ("str", "dict[str,any]"))
+    path = tuple(str(part) for part in error["loc"] if not _is_member(part))
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         hint = nearest(path[-1], known_keys(cls, path[:-1]))
@@ -162,6 +162,11 @@ def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     return f"{source}: {key} is {error['input']!r}. {error['msg'].removeprefix('Value error, ')}.{mend}"
 
 
+def _is_member(part: Any) -> bool:
+    """Whether this is what pydantic calls a member of a union in an error's place."""
+    return part == "str" or str(part).startswith(("dict[", "list["))
+
+
 def _is_unquoted_word(error: Mapping[str, Any]) -> bool:
     return error["type"] == "string_type" and isinstance(error["input"], bool)
 
@@ -170,11 +175,12 @@ def _joined(errors: Sequence[Any]) -> list[dict[str, Any]]:
     """Return pydantic's errors, those of a union's members as one: 5 is no string, and no dictionary either."""
     joined: dict[str, dict[str, Any]] = {}
     for error in errors:
-        place = str((error["loc"][:-1], error["input"]))
-        if error["type"] == "dict_type" and place in joined:
+        is_member = bool(error["loc"]) and _is_member(error["loc"][-1])
+        place = str(error["loc"][:-1] if is_member else error["loc"])
+        if is_member and place in joined:
             joined[place]["msg"] += f" or {error['msg'].removeprefix('Input should be ')}"
         else:
-            joined[place if error["type"] == "string_type" else str(error["loc"])] = dict(error)
+            joined[place] = dict(error)
     return list(joined.values())
 
 

@@ -67,7 +67,7 @@ def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
     )
     assert "largest card it could have has 0.25" in text
     assert "num_ranks is 2 and no more than 1 of the cards are of one size" in text
-    assert text.count("No setting of this model fits") == 2
+    assert text.count("Nor does it fit with an nf4 base") == 2
     assert plan(study, "--cards", "eight").returncode == 2
 
 

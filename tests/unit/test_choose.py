@@ -170,8 +170,11 @@ def test_a_plan_names_the_sizes_of_which_there_are_enough_cards(
 
 
 def remedies_of(asked: StudyJob, *sizes: int) -> str:
+    """Return the remedies, without the host memory that each would need: it is the same for all here."""
     assert chosen(asked, *sizes).refusal is not None
-    return remedies(asked, lambda variant: chosen(variant, *sizes))
+    text = remedies(asked, lambda variant: chosen(variant, *sizes))
+    assert text.count(" and 1.00 GiB of host memory a rank)") == text.count("(from") > 0
+    return text.replace(" and 1.00 GiB of host memory", "")
 
 
 def with_stage(asked: StudyJob, file: str) -> StudyJob:
@@ -210,7 +213,43 @@ def test_where_one_change_is_not_enough_all_are_tried_together_and_a_model_too_l
     refused = choose(one, WORK, needs, some, nodes, on_card=True, most_ranks=1)
     assert refused.refusal is not None
     text = remedies(one, lambda variant: choose(variant, WORK, needs, some, nodes, on_card=True, most_ranks=1))
-    assert text == "No setting of this model fits: take a smaller model, or larger cards."
+    assert text.startswith("Nor does it fit with an nf4 base") and text.endswith("a smaller model, or more memory.")
+
+
+def test_a_batch_that_is_cut_over_ranks_is_named_with_them() -> None:
+    some, nodes = cards(10, 10)
+
+    def search(variant: StudyJob) -> Choice:
+        return choose(variant, WORK, needs, some, nodes, on_card=True, most_ranks=2)
+
+    asked = job("training.per_device_train_batch_size", "deepspeed", "training.gradient_checkpointing",
+                per_device_train_batch_size=8)  # fmt: skip
+    text = remedies(with_stage(asked, "zero1"), search)
+    assert "num_ranks: 2 and training.per_device_train_batch_size: 4 (from 10.00 GiB" in text
+
+
+def test_a_base_that_must_not_be_quantized_has_remedies_too() -> None:
+    """As with DoRA under ZeRO-3."""
+
+    def unquantized(spec: JobSpec, name: str) -> JobForecast | UserError:
+        return UserError("no nf4") if spec.model.quantization == "nf4" else needs(spec, name)
+
+    some, nodes = cards(7)
+    asked = with_stage(job("deepspeed", "training.gradient_checkpointing", "training.per_device_train_batch_size",
+                           per_device_train_batch_size=8), "zero1")  # fmt: skip
+
+    def search(variant: StudyJob) -> Choice:
+        return choose(variant, WORK, unquantized, some, nodes, on_card=True, most_ranks=1)
+
+    assert "training.per_device_train_batch_size: 1" in remedies(asked, search)
+
+
+def test_where_none_fits_the_one_named_is_not_of_more_ranks_than_there_are_equal_cards() -> None:
+    some, nodes = cards(4, 3)
+    asked = job("deepspeed", "training.per_device_train_batch_size", "training.gradient_checkpointing",
+                per_device_train_batch_size=1, gradient_accumulation_steps=2)  # fmt: skip
+    choice = choose(with_stage(asked, "zero3"), WORK, needs, some, nodes, on_card=True, most_ranks=2)
+    assert choice.refusal is not None and choice.setting.num_ranks == 1 and "num_ranks" not in choice.refusal
 
 
 def test_shorter_texts_are_named_where_nothing_else_helps() -> None:
@@ -224,7 +263,7 @@ def test_shorter_texts_are_named_where_nothing_else_helps() -> None:
         return choose(variant, WORK, by_length, some, nodes, on_card=True, most_ranks=1)
 
     assert search(job()).refusal is not None
-    assert remedies(job(), search) == "It fits with data.max_seq_length: 256 (from 8.00 GiB a rank)."
+    assert remedies(job(), search).startswith("It fits with data.max_seq_length: 256 (from 8.00 GiB and 1.00 GiB of ")
 
 
 def test_a_plan_says_of_each_file_and_number_of_ranks_what_came_nearest() -> None:
