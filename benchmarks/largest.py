@@ -95,7 +95,7 @@ def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int
     cards = [
         Card(node_id="pc", host="pc", index=index, size=size, gib=float(size), num_threads=8) for index in range(number)
     ]
-    node = Node(node_id="pc", host="pc", address="", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
+    node = Node(node_id="pc", host="pc", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
     work = process.work(job.spec, deepspeed_source(job))
     return choose(job, work, ask, cards, {"pc": node}, on_card=True, most_ranks=number)
 

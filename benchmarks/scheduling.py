@@ -63,7 +63,7 @@ class Cluster:
         for size, number in self.cards.items():
             for first in range(0, number, 4):
                 name = f"pc{len(nodes):04d}"
-                nodes[name] = Node(node_id=name, host=name, address=name, total_gib=64.0, host_gib=64.0, cores=16)
+                nodes[name] = Node(node_id=name, host=name, total_gib=64.0, host_gib=64.0, cores=16)
                 cards += [
                     Card(node_id=name, host=name, index=index, size=size, gib=float(size), num_threads=4)
                     for index in range(min(4, number - first))

@@ -35,8 +35,6 @@ class Node:
     node_id: str
     """Ray's id of it."""
     host: str
-    address: str
-    """Its IP address, as Ray names it."""
     total_gib: float
     """Memory that Ray announces for jobs."""
     host_gib: float
@@ -194,7 +192,6 @@ def cluster_cards(
         machines[node_id] = Node(
             node_id=node_id,
             host=node["NodeManagerHostname"],
-            address=node["NodeManagerAddress"],
             total_gib=total["memory"] / GIB if "memory" in total else math.inf,
             host_gib=usable("memory") / GIB if "memory" in total else math.inf,
             cores=cores,

@@ -33,6 +33,8 @@ OBJECT_STORE_BYTES = 512 << 20
 
 CONNECT_SECONDS = 10.0
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+NODE_ID_LABEL = "ray.io/node-id"
+"""Ray's own label of each node (https://docs.ray.io/en/latest/ray-core/scheduling/labels.html)."""
 NO_STATISTICS = ("RAY_USAGE_STATS_ENABLED", "0")
 """Nobody asked Shoal's users whether they want to be counted."""
 
@@ -138,12 +140,10 @@ class Cluster:
         """
         from ray.util.placement_group import placement_group
 
-        # A node has one resource of its own, named after its address: a part of it pins a bundle there.
-        bundles = [
-            {**_reserved(placement, card), f"node:{self.nodes[card.node_id].address}": 0.001}
-            for card in placement.cards
-        ]
-        group = placement_group(bundles, name=placement.job)
+        bundles = [_reserved(placement, card) for card in placement.cards]
+        # By Ray's id, and not by its address: several nodes may run on one PC.
+        nodes = [{NODE_ID_LABEL: card.node_id} for card in placement.cards]
+        group = placement_group(bundles, name=placement.job, bundle_label_selector=nodes)
         return group, group.ready()
 
     def release(self, group: Any) -> None:

@@ -57,7 +57,7 @@ def _one_node(sizes: Sequence[float], host_gib: float) -> tuple[list[Card], dict
         Card(node_id="here", host="here", index=index, size=math.ceil(size), gib=float(size), num_threads=1)
         for index, size in enumerate(sizes)
     ]
-    node = Node(node_id="here", host="here", address="", total_gib=host_gib, host_gib=host_gib, cores=len(cards))
+    node = Node(node_id="here", host="here", total_gib=host_gib, host_gib=host_gib, cores=len(cards))
     return cards, {"here": node}
 
 

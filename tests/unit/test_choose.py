@@ -39,7 +39,7 @@ def cards(*sizes: int, host_gib: float = 100.0) -> tuple[list[Card], dict[str, N
             Card(node_id="a", host="a", index=i, size=size, gib=float(size), num_threads=1)
             for i, size in enumerate(sizes)
         ],
-        {"a": Node(node_id="a", host="a", address="a", total_gib=host_gib, host_gib=host_gib, cores=16)},
+        {"a": Node(node_id="a", host="a", total_gib=host_gib, host_gib=host_gib, cores=16)},
     )
 
 

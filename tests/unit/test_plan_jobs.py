@@ -55,7 +55,7 @@ def job(name: str, rank: int, quantization: Any = "none") -> StudyJob:
 def test_a_failing_forecast_of_what_might_help_leaves_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "ForecastProcess", FakeProcess)
     card = Card(node_id="a", host="a", index=0, size=8, gib=8.0, num_threads=1)
-    nodes = {"a": Node(node_id="a", host="a", address="a", total_gib=64, host_gib=64, cores=4)}
+    nodes = {"a": Node(node_id="a", host="a", total_gib=64, host_gib=64, cores=4)}
     jobs = [job("large", LARGE), job("small", 8), job("fails", 8, "nf4")]
     planned = list(forecast.plan_jobs(jobs, [card], nodes, on_card=True))
     assert [done.name for done, _ in planned] == ["small", "fails", "large"]  # the refused one keeps nobody waiting

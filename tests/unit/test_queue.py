@@ -31,7 +31,7 @@ from training.errors import UserError
 
 def scheduler(*sizes: int, host_gib: float = 64.0) -> Scheduler:
     cards = [Card(node_id="n", host="n", index=i, size=gib, gib=gib, num_threads=1) for i, gib in enumerate(sizes)]
-    node = Node(node_id="n", host="n", address="n", total_gib=host_gib, host_gib=host_gib, cores=16)
+    node = Node(node_id="n", host="n", total_gib=host_gib, host_gib=host_gib, cores=16)
     return Scheduler(cards, {"n": node})
 
 

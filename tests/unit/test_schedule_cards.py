@@ -40,7 +40,6 @@ def nodes_of(cards: list[Card], *, host_gib: float = 64.0, cores: int = 16) -> d
         item.node_id: Node(
             node_id=item.node_id,
             host=item.node_id,
-            address=item.node_id,
             total_gib=host_gib,
             host_gib=host_gib,
             cores=cores,
@@ -85,7 +84,7 @@ def test_cards_are_read_off_the_living_nodes_and_share_their_cores() -> None:
     assert [(item.label, item.size, item.gib, item.num_threads, item.uuid) for item in cards] == [
         ("a:0", 8, 8.0, 3, ""), ("a:1", 12, 12.0, 3, "GPU-1"),
     ]  # fmt: skip
-    assert nodes == {"a": Node(node_id="a", host="a", address="ip-a", total_gib=30.0, host_gib=30.0, cores=7)}
+    assert nodes == {"a": Node(node_id="a", host="a", total_gib=30.0, host_gib=30.0, cores=7)}
 
 
 def test_what_others_have_reserved_is_left_to_them() -> None:
