@@ -81,10 +81,7 @@ def choose(
     for place, option in enumerate(options):
         choice = search.try_option(option)
         if choice is not None:
-            slower = [
-                Lost(setting=o.setting, why=_longer(o.seconds / option.seconds), too_large=False)
-                for o in options[place + 1 :]
-            ]
+            slower = [search.not_tried(other, option) for other in options[place + 1 :]]
             return replace(choice, lost=(*search.lost, *slower))
         # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
         alike = [other for other in options if other.pair == option.pair]
@@ -138,6 +135,20 @@ class _Search:
         self.lost.append(Lost(setting=option.setting, why=why))
         return None
 
+    def not_tried(self, option: Option, taken: Option) -> Lost:
+        """Return why an option that comes after the one taken is not: it does not fit either, or is no faster."""
+        why = self.too_large.get(option.setting) or self.hopeless.get(option.pair)
+        if why is None and option.setting.num_ranks > self.num_equal:
+            why = self.too_wide
+        if why is not None:
+            return Lost(setting=option.setting, why=why)
+        return Lost(setting=option.setting, why=_longer(option.seconds / taken.seconds), too_large=False)
+
+    @property
+    def too_wide(self) -> str:
+        """Return why more ranks than equal cards do not run."""
+        return f"no more than {self.num_equal} of the cards are of one size"
+
     def rule_out_unless_fits(self, smallest: Option) -> None:
         """Rule out a pair where its smallest option does not fit."""
         if smallest.pair in self.hopeless or smallest.pair in self.hopeful:
@@ -168,7 +179,7 @@ class _Search:
 
     def _try(self, option: Option) -> tuple[Choice | None, str | None]:
         too_wide = option.setting.num_ranks > self.num_equal
-        why = f"no more than {self.num_equal} of the cards are of one size"
+        why = self.too_wide
         if too_wide and self.least is not None:  # seconds saved: no forecast would make it fit
             return None, why
         forecast = self.ask(option.spec, option.setting.deepspeed)

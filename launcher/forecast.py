@@ -122,6 +122,8 @@ def plan_jobs(
             try:
                 planned = search(same[0])
             except ForecastDied:
+                for others, choice in refused:  # that they fit nowhere is known
+                    yield from _each(others, choice)
                 raise
             except ShoalError as error:  # of these jobs alone
                 planned = error

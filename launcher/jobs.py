@@ -124,9 +124,7 @@ class JobRunner:
         """Let a job wait for cards, or refuse it where no card would ever do."""
         asked, refusal = self.preparation.asked(job, planned)
         if refusal and job.name not in self.plans:
-            self.endings.fail(
-                job, f"Refused before it started: {refusal}", "", is_user_error=isinstance(planned, Choice)
-            )
+            self.endings.fail(job, f"Refused before it started: {refusal}", "", is_user_error=True)
             return
         if refusal:  # it had cards that have gone since
             self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")

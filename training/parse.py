@@ -145,7 +145,8 @@ def all_dotted_keys(cls: Any, prefix: str = "") -> list[str]:
 def _explain(cls: Any, error: Mapping[str, Any], source: str) -> str:
     """Turn one pydantic error into our words."""
     # Without what pydantic calls the members of a union: deepspeed.str, deepspeed.dict[str,any].
-    path = tuple(str(part) for part in error["loc"] if not _is_member(part))
+    is_key = error["type"] in ("extra_forbidden", "unexpected_keyword_argument", "missing", "missing_argument")
+    path = tuple(str(part) for part in error["loc"] if is_key or not _is_member(part))
     key = ".".join(path)
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         hint = nearest(path[-1], known_keys(cls, path[:-1]))
@@ -175,7 +176,7 @@ def _joined(errors: Sequence[Any]) -> list[dict[str, Any]]:
     """Return pydantic's errors, those of a union's members as one: 5 is no string, and no dictionary either."""
     joined: dict[str, dict[str, Any]] = {}
     for error in errors:
-        is_member = bool(error["loc"]) and _is_member(error["loc"][-1])
+        is_member = error["type"].endswith("_type") and _is_member(error["loc"][-1])
         place = str(error["loc"][:-1] if is_member else error["loc"])
         if is_member and place in joined:
             joined[place]["msg"] += f" or {error['msg'].removeprefix('Input should be ')}"

@@ -15,7 +15,7 @@ from training.spec import DataSpec, ModelSpec
 from training.tokens import TokenizedSplit
 
 FIXED_POSITIONS = {"biogpt", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "openai-gpt", "opt"}
-"""Model types that hold a table of so many positions; those of rotary ones are computed for any length."""
+"""Model types that hold a table of so many positions, learned or computed beforehand; others take any length."""
 
 
 def require_positions(config: Any, data: DataSpec) -> None:

@@ -276,3 +276,16 @@ def test_a_plan_says_of_each_file_and_number_of_ranks_what_came_nearest() -> Non
         "not zero1, batch 1 x 8, one rank, gradient checkpointing: needs 6.34 GiB a rank; 7 of the same file and ranks "
         "need more"
     ]
+
+
+def test_what_is_known_not_to_fit_is_not_called_slower() -> None:
+    choice = chosen(job(per_device_train_batch_size=8), 6)
+    assert choice.refusal is None and choice.setting.deepspeed.endswith("zero3_offload_param.json")
+    zero1 = [lost for lost in choice.lost if lost.setting.deepspeed.endswith("zero1.json")]
+    assert zero1 and all(lost.too_large and lost.why.startswith("needs") for lost in zero1)
+
+
+def test_ranks_that_no_equal_cards_could_hold_are_not_blamed_on_other_jobs() -> None:
+    choice = chosen(job(per_device_train_batch_size=8), 24, 12)
+    wide = [lost.why for lost in choice.lost if lost.setting.num_ranks == 2]
+    assert wide and set(wide) == {"no more than 1 of the cards are of one size"}

@@ -20,6 +20,12 @@ LARGE = 64
 """Rank of the adapter of a job that fits no card."""
 
 
+CARD = Card(node_id="a", host="a", index=0, size=8, gib=8.0, num_threads=1)
+NODES = {"a": Node(node_id="a", host="a", total_gib=64, host_gib=64, cores=4)}
+DEADLY = 63
+"""Of one whose forecast kills the process."""
+
+
 class FakeProcess:
     """In the place of the trainer's process: large jobs need 20 GiB, others 1; the forecast of an nf4 base fails."""
 
@@ -36,6 +42,8 @@ class FakeProcess:
         return Work(parameters=10**9, layers=16, tokens=10**7, evaluated_tokens=10**6, steps=500)
 
     def forecast(self, spec: JobSpec, source: str) -> JobForecast | UserError:
+        if spec.lora.r == DEADLY:
+            raise forecast.ForecastDied("the memory forecast failed: no answer")
         if spec.model.quantization == "nf4":
             raise ShoalError("the memory forecast failed: RuntimeError: nf4")
         size = (20 if spec.lora.r == LARGE else 1) * GIB
@@ -54,13 +62,20 @@ def job(name: str, rank: int, quantization: Any = "none") -> StudyJob:
 
 def test_a_failing_forecast_of_what_might_help_leaves_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "ForecastProcess", FakeProcess)
-    card = Card(node_id="a", host="a", index=0, size=8, gib=8.0, num_threads=1)
-    nodes = {"a": Node(node_id="a", host="a", total_gib=64, host_gib=64, cores=4)}
     jobs = [job("large", LARGE), job("small", 8), job("fails", 8, "nf4")]
-    planned = list(forecast.plan_jobs(jobs, [card], nodes, on_card=True))
+    planned = list(forecast.plan_jobs(jobs, [CARD], NODES, on_card=True))
     assert [done.name for done, _ in planned] == ["small", "fails", "large"]  # the refused one keeps nobody waiting
     small, fails, large = (choice for _, choice in planned)
     assert isinstance(small, Choice) and small.refusal is None
     assert isinstance(fails, ShoalError) and "RuntimeError: nf4" in str(fails)
     assert isinstance(large, Choice)
     assert large.refusal == "It needs 20.00 GiB a rank and the largest card it could have has 8."
+
+
+def test_a_process_that_dies_takes_no_refusal_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "ForecastProcess", FakeProcess)
+    planned = forecast.plan_jobs([job("large", LARGE), job("deadly", DEADLY)], [CARD], NODES, on_card=True)
+    done, choice = next(planned)
+    assert done.name == "large" and isinstance(choice, Choice) and choice.refusal
+    with pytest.raises(forecast.ForecastDied):
+        next(planned)

@@ -94,6 +94,8 @@ def test_paths_are_found_beside_the_study_and_shown_as_written(tmp_path: Path, m
         ({"deepspeed": "missing.json"}, ["deepspeed", "missing.json"]),
         ({"deepspeed": 5}, ["deepspeed is 5. Input should be a valid string or a valid dictionary."]),
         ({"model": {"model_name_or_path": 5, "model_revision": 5}}, ["model_name_or_path is 5", "model_revision is 5"]),
+        ({"str": 1}, ["unknown key 'str'"]),
+        ({"training": {"str": 1}}, ["unknown key 'training.str'"]),
         ({"name": False}, ["name is False", "YAML reads an unquoted off", "quote it"]),
         ({"cards_gib": [0]}, ["cards_gib"]),
         ({"cards_gib": [1e30]}, ["cards_gib"]),
