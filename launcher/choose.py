@@ -84,7 +84,7 @@ def choose(
             slower = [search.not_tried(other, option) for other in options[place + 1 :]]
             return replace(choice, lost=(*search.lost, *slower))
         # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
-        alike = [other for other in options if other.pair == option.pair]
+        alike = [other for other in options if other.setting.pair == option.setting.pair]
         search.rule_out_unless_fits(min(alike, key=lambda other: other.setting.smallness))
     return search.refuse()
 
@@ -98,11 +98,6 @@ class Option:
     """The job under it."""
     seconds: float
     """Expected, without start-up."""
-
-    @property
-    def pair(self) -> tuple[int, str]:
-        """Return ranks and DeepSpeed file: what decides how the base is held."""
-        return (self.setting.num_ranks, self.setting.deepspeed)
 
 
 class _Search:
@@ -127,7 +122,7 @@ class _Search:
 
     def try_option(self, option: Option) -> Choice | None:
         """Return an option that fits as a choice; note why one does not."""
-        why = self.too_large.get(option.setting) or self.hopeless.get(option.pair)
+        why = self.too_large.get(option.setting) or self.hopeless.get(option.setting.pair)
         if why is None:
             choice, why = self._forecast(option)
             if why is None:
@@ -137,7 +132,7 @@ class _Search:
 
     def not_tried(self, option: Option, taken: Option) -> Lost:
         """Return why an option that comes after the one taken is not: it does not fit either, or is no faster."""
-        why = self.too_large.get(option.setting) or self.hopeless.get(option.pair)
+        why = self.too_large.get(option.setting) or self.hopeless.get(option.setting.pair)
         if why is None and option.setting.num_ranks > self.num_equal:
             why = self.too_wide
         if why is not None:
@@ -151,15 +146,15 @@ class _Search:
 
     def rule_out_unless_fits(self, smallest: Option) -> None:
         """Rule out a pair where its smallest option does not fit."""
-        if smallest.pair in self.hopeless or smallest.pair in self.hopeful:
+        if smallest.setting.pair in self.hopeless or smallest.setting.pair in self.hopeful:
             return
         why = self.too_large.get(smallest.setting)
         if why is None:
             _, why = self._forecast(smallest)
         if why is None:
-            self.hopeful.add(smallest.pair)
+            self.hopeful.add(smallest.setting.pair)
         else:
-            self.hopeless[smallest.pair] = f"{why}, or more" if why.startswith("needs") else why
+            self.hopeless[smallest.setting.pair] = f"{why}, or more" if why.startswith("needs") else why
 
     def refuse(self) -> Choice:
         """Return the choice that needs least, with why it does not fit. Raises what the trainer refuses all for."""

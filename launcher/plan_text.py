@@ -150,8 +150,8 @@ def why_not(choice: Choice) -> list[str]:
     """Return why a job runs with no other setting: for each DeepSpeed file and number of ranks, the nearest ones."""
     pairs: dict[tuple[int, str], list[Lost]] = {}
     for lost in choice.lost:
-        pairs.setdefault((lost.setting.num_ranks, lost.setting.deepspeed), []).append(lost)
-    taken = None if choice.refusal else (choice.setting.num_ranks, choice.setting.deepspeed)
+        pairs.setdefault(lost.setting.pair, []).append(lost)
+    taken = None if choice.refusal else choice.setting.pair
     lines: list[str] = []
     for pair, alike in pairs.items():
         too_large, slower = [lost for lost in alike if lost.too_large], [lost for lost in alike if not lost.too_large]
@@ -170,4 +170,4 @@ def why_not(choice: Choice) -> list[str]:
 
 def _others(number: int) -> str:
     """Return that the other settings of a file and a number of ranks need no less."""
-    return f"; {number} of the same file and ranks need more" if number else ""
+    return f"; {number} of the same file and ranks no less" if number else ""

@@ -33,6 +33,11 @@ class Setting:
         return asdict(self)
 
     @property
+    def pair(self) -> tuple[int, str]:
+        """Return ranks and DeepSpeed file: what decides how the base is held."""
+        return (self.num_ranks, self.deepspeed)
+
+    @property
     def smallness(self) -> tuple[int, bool]:
         """Return what orders settings of the same file and ranks by the memory they need."""
         return (self.per_device_train_batch_size, not self.gradient_checkpointing)

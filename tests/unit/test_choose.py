@@ -274,7 +274,7 @@ def test_a_plan_says_of_each_file_and_number_of_ranks_what_came_nearest() -> Non
     refused = chosen(job("deepspeed", per_device_train_batch_size=8), 5)
     assert why_not(refused) == [
         "not zero1, batch 1 x 8, one rank, gradient checkpointing: needs 6.34 GiB a rank; 7 of the same file and ranks "
-        "need more"
+        "no less"
     ]
 
 
