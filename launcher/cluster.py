@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -32,6 +32,8 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 CONNECT_SECONDS = 10.0
+LISTEN_SECONDS = 1.0
+"""How long a node may take to answer of which something has died."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 NODE_ID_LABEL = "ray.io/node-id"
 """Ray's own label of each node (https://docs.ray.io/en/latest/ray-core/scheduling/labels.html)."""
@@ -95,6 +97,8 @@ class Cluster:
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
         self.kind: bool | None = None
+        self.doubted: set[str] = set()
+        """Nodes of which something has died."""
         self.cards, self.nodes = self.look([])
         try:
             require_cards(self.cards)
@@ -117,7 +121,15 @@ class Cluster:
             for card in placement.cards:
                 ours[card.node_id][card.resource] += placement.request.card_gib
                 ours[card.node_id]["memory"] += placement.request.host_gib * GIB
-        return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours, virtual=self.kind)
+        nodes = [node for node in self.ray.nodes() if node["Alive"]]
+        # Ray takes 10 s and more to notice that a PC has gone, and starts things on it until then.
+        self.doubted = {node["NodeID"] for node in nodes if node["NodeID"] in self.doubted and not _listens(node)}
+        there = [node for node in nodes if node["NodeID"] not in self.doubted]
+        return cluster_cards(there, available_resources_per_node(), ours, virtual=self.kind)
+
+    def doubt(self, node_ids: Iterable[str]) -> None:
+        """Have these nodes asked themselves whether they are there; `look` leaves out those that do not answer."""
+        self.doubted |= set(node_ids)
 
     def outcome(self, ref: Any) -> dict[str, Any]:
         """Return what a task or rank came to; its death is an outcome too."""
@@ -213,6 +225,16 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "//" not in address:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def _listens(node: Mapping[str, Any]) -> bool:
+    """Whether a node of `ray.nodes()` answers at its Raylet's port."""
+    try:
+        address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        socket.create_connection(address, timeout=LISTEN_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _start_local(cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:

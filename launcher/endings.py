@@ -25,11 +25,10 @@ class Endings:
         """Keep the result of a job that ended well."""
         self._end(result_of(running, planned, self.restarts[running.job.name]))
 
-    def go_on_or_fail(self, running: RunningJob, failure: Failure) -> bool:
-        """Let a job go on from its newest checkpoint where that may help, else keep that it failed; say which."""
+    def go_on(self, running: RunningJob, failure: Failure) -> bool:
+        """Let a job go on from its newest checkpoint where that may help; return whether it does."""
         name, restarts = running.job.name, self.restarts[running.job.name]
         if len(restarts) >= self.max_failures or not failure.may_pass(restarts):
-            self.fail(running.job, failure.message, failure.log_tail, is_user_error=failure.is_user_error)
             return False
         restarts.append(failure.message)
         self.view.say(f"{name}: {failure.message}. Going on from its newest checkpoint.")

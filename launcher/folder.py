@@ -11,6 +11,7 @@ outputs/<study>/
                          comparisons.csv
     status.json          how far its launcher is, or was last
     cancel/              an empty file named after each job that its launcher is asked to end
+    forecasts.jsonl      what forecasts of its jobs were answered (launcher.known_answers)
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
@@ -70,6 +71,7 @@ class StudyFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.jobs = root / "jobs"
+        self.forecasts = root / "forecasts.jsonl"
         self.say: Callable[[str], None] = print
         """Told that a write waits for room on the disk."""
 

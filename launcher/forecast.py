@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 from launcher.cards import Card, Node
 from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
+from launcher.known_answers import KnownAnswers, key_of
 from launcher.remedies import remedies
 from launcher.settings import settings
 from training.errors import ShoalError, UserError
@@ -35,55 +38,74 @@ class ForecastDied(ShoalError):
 
 
 class ForecastProcess:
-    """The trainer's process that answers; use as a context manager. Seconds a question, once."""
+    """The trainer's process that answers, started by the first question that is not `known`; a context manager.
 
-    def __init__(self, *, on_card: bool) -> None:
-        self.on_card = on_card
+    Seconds a question, once. `data_content` of the methods is StudyJob's.
+    """
+
+    def __init__(self, *, on_card: bool, known: KnownAnswers | None = None) -> None:
+        self.on_card, self.known = on_card, known
+        self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> ForecastProcess:
         self.log = tempfile.TemporaryFile("w+")
+        return self
+
+    def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "training.forecast"]
         # A group of its own, so that Ctrl-C is ours to handle and its forks end with it.
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             start_new_session=True,
         )  # fmt: skip
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        with suppress(BrokenPipeError):
-            self.process.communicate()
+        if self.process is not None:
+            if error is not None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(BrokenPipeError):
+                self.process.communicate()
         self.log.close()
 
-    def forecast(self, spec: JobSpec, source: str) -> JobForecast | UserError:
+    def forecast(self, spec: JobSpec, source: str, data_content: Sequence[str] = ()) -> JobForecast | UserError:
         """Return what a job needs, or what the trainer refuses it for; `source` names its DeepSpeed settings."""
-        answer = self._ask(spec, source, memory=True)
+        answer = self._answer(spec, source, data_content, memory=True)
         if not answer["ok"]:
             return UserError(answer["error"])
         memory, work = MemoryEstimate(**answer["estimate"]), Work(**answer["work"])
         return JobForecast(memory=memory, work=work, dtype=answer["dtype"])
 
-    def work(self, spec: JobSpec, source: str) -> Work:
+    def work(self, spec: JobSpec, source: str, data_content: Sequence[str] = ()) -> Work:
         """Return what a job computes. Raises UserError for what the trainer refuses."""
-        answer = self._ask(spec, source, memory=False)
+        answer = self._answer(spec, source, data_content, memory=False)
         if not answer["ok"]:
             raise UserError(answer["error"])
         return Work(**answer["work"])
 
-    def _ask(self, spec: JobSpec, source: str, *, memory: bool) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+    def _answer(self, spec: JobSpec, source: str, data_content: Sequence[str], *, memory: bool) -> dict[str, Any]:
         question = {"spec": spec.to_dict(), "deepspeed_source": source, "on_card": self.on_card, "memory": memory}
+        if self.known is None:
+            return self._ask(question)
+        key = key_of(question, data_content)
+        answer = self.known.get(key)
+        if answer is None:
+            answer = self._ask(question)
+            if answer["ok"]:  # what is refused may be mended by what is no part of the question
+                self.known.add(key, answer)
+        return answer
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        process = self.process = self.process or self._start()
+        assert process.stdin is not None and process.stdout is not None
         try:
-            self.process.stdin.write(json.dumps(question) + "\n")
-            self.process.stdin.flush()
-            answer = dict(json.loads(self.process.stdout.readline()))
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = dict(json.loads(process.stdout.readline()))
         except (BrokenPipeError, json.JSONDecodeError):
-            self.process.wait()
+            process.wait()
             self.log.seek(0)
             reason = self.log.read().strip().splitlines()
             raise ForecastDied(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
@@ -102,19 +124,26 @@ def alike(jobs: Sequence[StudyJob]) -> list[list[StudyJob]]:
 
 
 def plan_jobs(
-    jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+    jobs: Sequence[StudyJob],
+    cards: Sequence[Card],
+    nodes: Mapping[str, Node],
+    *,
+    on_card: bool,
+    known: KnownAnswers | None = None,
 ) -> Iterator[tuple[StudyJob, Planned]]:
-    """Yield each job with the setting it is to run with, as they come; those that differ in their seed together.
+    """Yield each job with the setting it is to run with; those that differ in their seed together, and what fits
+    nowhere last. What is `known` is not asked again.
 
-    Raises ShoalError where the trainer's process fails.
+    Raises ShoalError where the trainer's process dies.
     """
     most_ranks = max(1, len(cards) // max(1, len(jobs)))
-    with ForecastProcess(on_card=on_card) as process:
+    with ForecastProcess(on_card=on_card, known=known) as process:
 
         def search(job: StudyJob) -> Choice:
             setting, spec = next(settings(job, len(cards)))  # one that is tried, whatever file the study names
-            work = process.work(spec, setting.deepspeed)
-            return choose(job, work, process.forecast, cards, nodes, on_card=on_card, most_ranks=most_ranks)
+            work = process.work(spec, setting.deepspeed, job.data_content)
+            ask = partial(process.forecast, data_content=job.data_content)
+            return choose(job, work, ask, cards, nodes, on_card=on_card, most_ranks=most_ranks)
 
         refused: list[tuple[list[StudyJob], Choice]] = []
         for same in alike(jobs):
@@ -148,10 +177,11 @@ class Planner:
     """Plans a study's jobs in a thread, while other things go on."""
 
     def __init__(
-        self, jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+        self, jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool, known: Path
     ) -> None:
+        """`known` is the file of the forecasts there have been."""
         self.done: Queue[tuple[str, Planned]] = Queue()
-        arguments = (list(jobs), list(cards), dict(nodes), on_card)
+        arguments = (list(jobs), list(cards), dict(nodes), on_card, known)
         threading.Thread(target=self._work, args=arguments, daemon=True).start()
 
     def take(self) -> dict[str, Planned]:
@@ -164,10 +194,12 @@ class Planner:
                 return new
             new[name] = planned
 
-    def _work(self, jobs: list[StudyJob], cards: list[Card], nodes: dict[str, Node], on_card: bool) -> None:
+    def _work(
+        self, jobs: list[StudyJob], cards: list[Card], nodes: dict[str, Node], on_card: bool, known: Path
+    ) -> None:
         left = {job.name for job in jobs}
         try:
-            for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card):
+            for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card, known=KnownAnswers(known)):
                 left.discard(job.name)
                 self.done.put((job.name, planned))
         except Exception as error:  # whatever it is, jobs can do without

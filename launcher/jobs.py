@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,9 @@ from training.forecast.memory_estimate import MemoryEstimate
 from training.plan import Plan, RetryWith
 
 POLL_SECONDS = 0.5
-LOOK_SECONDS = 3.0
+PLAN_SECONDS = 0.05
+"""Between two looks at what is planned, while nothing else goes on."""
+LOOK_SECONDS = 1.0
 """Between two looks at what cards there are and what others have of them."""
 RESERVE_SECONDS = 15.0
 """How long Ray may take to reserve what was free at the last look; another study may have been faster."""
@@ -81,6 +84,7 @@ class JobRunner:
         self.reserving: dict[Any, RunningJob] = {}
         self.running: dict[str, RunningJob] = {}
         self.collecting: dict[Any, RunningJob] = {}
+        self.tries = itertools.count(1)
         self.next_look = time.monotonic() + LOOK_SECONDS
 
     def run(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
@@ -103,7 +107,7 @@ class JobRunner:
             if refs:
                 ready, _ = self.ray.wait(refs, num_returns=1, timeout=POLL_SECONDS)
             else:  # forecasts alone are missing
-                time.sleep(POLL_SECONDS)
+                time.sleep(PLAN_SECONDS)
                 ready = []
             self._take_events()
             for ref in ready:
@@ -162,6 +166,7 @@ class JobRunner:
             if lost:
                 running.outcomes |= lost
                 self._release(running)
+                self._go_on_after_death(running)
         there = unreserved(self.cluster.cards, self.cluster.nodes)
         stranded = [job for name, job in self.waiting.items() if not room_for(self.asked[name], *there)]
         for job in stranded:
@@ -178,7 +183,8 @@ class JobRunner:
                 job=job,
                 spec=planned.spec if isinstance(planned, Choice) else job.spec,
                 placement=placement,
-                workdir=str(self.scratch / job.name),
+                # Of this try alone: what the one before has left may still be on its way to the head.
+                workdir=str(self.scratch / f"{job.name}-{next(self.tries)}"),
                 group=group,
                 reservation=reservation,
                 give_up_at=time.monotonic() + RESERVE_SECONDS,
@@ -233,6 +239,7 @@ class JobRunner:
         elif len(running.outcomes) < len(running.refs):
             return
         self._release(running)
+        self._go_on_after_death(running)
 
     def _release(self, running: RunningJob) -> None:
         """Kill what is left of a job, free its cards, and have its logs sent home."""
@@ -245,6 +252,17 @@ class JobRunner:
             arguments, name = (running.job.name, running.workdir, self.inbox), f"{running.job.name}: collect logs"
             ref = self.cluster.task(collect_logs, *arguments, name=name, node_id=node_id, is_light=True)
             self.collecting[ref] = running
+
+    def _go_on_after_death(self, running: RunningJob) -> None:
+        """Let a job of which a rank has died try again while its logs are on their way."""
+        failure = failure_of(running)
+        if failure is None or not failure.died or any("plan" in answer for answer in running.outcomes.values()):
+            return
+        self.cluster.doubt(card.node_id for card in running.placement.cards)
+        self.next_look = 0.0  # cards may have gone with it
+        if self.endings.go_on(running, failure):
+            running.goes_on = True
+            self._wait_again(running)
 
     def _free(self, running: RunningJob) -> None:
         """Give back what a job had reserved."""
@@ -268,7 +286,7 @@ class JobRunner:
             rank: {**answer, "log_tail": tails.get(f"rank{rank}.log", answer.get("log_tail", ""))}
             for rank, answer in running.outcomes.items()
         }
-        if running in self.collecting.values():
+        if running in self.collecting.values() or running.goes_on:
             return
         self._take_events()
         plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
@@ -283,9 +301,10 @@ class JobRunner:
             self._wait_again(running)
         elif failure is None:
             self.endings.succeed(running, self.plans[running.job.name])
-        elif self.endings.go_on_or_fail(running, failure):
-            self.next_look = 0.0  # other cards may have gone with it
+        elif self.endings.go_on(running, failure):
             self._wait_again(running)
+        else:
+            self.endings.fail(running.job, failure.message, failure.log_tail, is_user_error=failure.is_user_error)
 
     def _give_up(self, name: str, why: Unwanted) -> None:
         """End a job that waits or runs; one that has ended stays as it is."""
@@ -297,6 +316,7 @@ class JobRunner:
             self._release(self.running[name])
             return
         going_on = [running for running in self.collecting.values() if running.job.name == name]
+        going_on = [running for running in going_on if not running.goes_on]
         if going_on:  # it has ended, and tries again unless it ended well
             going_on[0].unwanted = why if failure_of(going_on[0]) is not None else None
             return

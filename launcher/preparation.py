@@ -130,7 +130,7 @@ class Preparation:
         if jobs:
             # What others have reserved they will give back: a job is planned for the cards, not for the moment.
             cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
-            self.planners.append(Planner(jobs, cards, nodes, on_card=self.cluster.on_card))
+            self.planners.append(Planner(jobs, cards, nodes, on_card=self.cluster.on_card, known=self.folder.forecasts))
 
     def _prepare(self, jobs: Sequence[StudyJob]) -> None:
         """Start one task for each distinct data; jobs wait for theirs."""

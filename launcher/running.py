@@ -50,6 +50,8 @@ class RunningJob:
     """Of each rank's outcome, in rank order."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """Rank -> how it ended, for those that have."""
+    goes_on: bool = False
+    """Whether the job tries again already: only its logs are still wanted of this try."""
     unwanted: Unwanted | None = None
     """Why nobody wants more of it, where that is so."""
 
@@ -106,7 +108,7 @@ def failure_of(running: RunningJob) -> Failure | None:
         prefix = "" if answer.get("is_user_error") or len(running.refs) == 1 else f"rank {rank}: "
         return Failure(
             message=prefix + answer["error"],
-            log_tail=answer["log_tail"],
+            log_tail=answer.get("log_tail", ""),
             died=bool(answer.get("died")),
             is_user_error=bool(answer.get("is_user_error")),
         )

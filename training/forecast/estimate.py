@@ -5,7 +5,6 @@ Needs no weights and no card: the model's config.json, the job's settings and th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import json
@@ -16,10 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from training import __version__
 from training.batches import Lengths, cut_batch, group_lengths
 from training.cache import cached
-from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate
+from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate, code_hash
 from training.spec import JobSpec
 
 if TYPE_CHECKING:  # torch is loaded only where a forecast is not known
@@ -124,7 +122,7 @@ def forecast(
         "model": {**settings["model"], "model_name_or_path": ""}, "lora": settings["lora"],
         "training": settings["training"], "max_seq_length": spec.data.max_seq_length, "deepspeed": _content(spec),
         "config": config, "shape": asdict(shape), "dtype": dtype, "world_size": world_size, "on_card": on_card,
-        "code": _code(),
+        "code": code_hash(),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -157,16 +155,6 @@ def _content(spec: JobSpec) -> Any:
     from training.deepspeed_config import read_deepspeed_config
 
     return read_deepspeed_config(spec.deepspeed)[0]
-
-
-@functools.cache
-def _code() -> str:
-    """Return a hash of what a forecast is computed with."""
-    from importlib.metadata import version
-
-    packages = [version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")]
-    sources = [file.read_bytes() for file in sorted(Path(__file__).resolve().parents[1].rglob("*.py"))]
-    return hashlib.sha256(b"".join([__version__.encode(), *(name.encode() for name in packages), *sources])).hexdigest()
 
 
 def _simulate(

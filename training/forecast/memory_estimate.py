@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from training import __version__
 
 SAFETY_MARGIN = 0.03
 """Share by which a forecast of tensors may be too low; it is added."""
@@ -62,3 +68,11 @@ class JobForecast:
     work: Work
     dtype: str
     """bf16 or fp32, in which it computes."""
+
+
+@functools.cache
+def code_hash() -> str:
+    """Return a hash of what a forecast is computed with."""
+    packages = [version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")]
+    sources = [file.read_bytes() for file in sorted(Path(__file__).resolve().parents[1].rglob("*.py"))]
+    return hashlib.sha256(b"".join([__version__.encode(), *(name.encode() for name in packages), *sources])).hexdigest()
