@@ -65,11 +65,13 @@ def choose(
     *,
     on_card: bool,
     most_ranks: int,
+    least: bool = False,
 ) -> Choice:
     """Return the fastest setting of a job that fits these cards.
 
-    `most_ranks` is how many cards it may spread over for speed; over more only where memory asks for it. Raises
-    UserError for what the trainer refuses under every setting.
+    `most_ranks` is how many cards it may spread over for speed; over more only where memory asks for it. With `least`
+    the question is whether any fits: of each DeepSpeed file and number of ranks only the smallest is tried, and what
+    fits first is returned. Raises UserError for what the trainer refuses under every setting.
     """
     search = _Search(job, ask, cards, nodes, on_card=on_card)
     options = [
@@ -79,13 +81,15 @@ def choose(
     widest = max(most_ranks, job.spec.num_ranks)
     options.sort(key=lambda option: (option.setting.num_ranks > widest, option.seconds))
     for place, option in enumerate(options):
-        choice = search.try_option(option)
+        # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
+        alike = _smallest_of_each_batch(options, option.setting.pair)
+        choice = search.smallest(alike).choice if least else search.try_option(option)
+        if choice is not None and least:
+            return choice
         if choice is not None:
             slower = [search.not_tried(other, option) for other in options[place + 1 :]]
             return replace(choice, lost=(*search.lost, *slower))
-        # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
-        alike = [other for other in options if other.setting.pair == option.setting.pair]
-        search.rule_out_unless_fits(min(alike, key=lambda other: other.setting.smallness))
+        search.rule_out_unless_fits(alike)
     return search.refuse()
 
 
@@ -98,6 +102,27 @@ class Option:
     """The job under it."""
     seconds: float
     """Expected, without start-up."""
+
+
+def _smallest_of_each_batch(options: Sequence[Option], pair: tuple[int, str]) -> list[Option]:
+    """Return the options of a pair that need least, one for each micro-batch, the smallest first."""
+    found: dict[int, Option] = {}
+    for option in sorted(options, key=lambda option: option.setting.smallness):
+        if option.setting.pair == pair:
+            found.setdefault(option.setting.per_device_train_batch_size, option)
+    return list(found.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """What came of an option."""
+
+    choice: Choice | None = None
+    """Where it fits."""
+    why_not: str = ""
+    """Where it does not."""
+    is_refused: bool = False
+    """By the trainer, and not for its memory."""
 
 
 class _Search:
@@ -113,8 +138,8 @@ class _Search:
         self.least: Choice | None = None
         """The one that needs least of those that fit no card."""
         self.refused: UserError | None = None
-        self.too_large: dict[Setting, str] = {}
-        """Setting that was found not to fit -> why."""
+        """What the trainer said first."""
+        self.tried: dict[Setting, _Tried] = {}
         self.hopeless: dict[tuple[int, str], str] = {}
         """Pair of which not even the smallest option fits -> why."""
         self.hopeful: set[tuple[int, str]] = set()
@@ -122,21 +147,22 @@ class _Search:
 
     def try_option(self, option: Option) -> Choice | None:
         """Return an option that fits as a choice; note why one does not."""
-        why = self.too_large.get(option.setting) or self.hopeless.get(option.setting.pair)
-        if why is None:
-            choice, why = self._forecast(option)
-            if why is None:
-                return choice
-        self.lost.append(Lost(setting=option.setting, why=why))
+        why_not = self._known_not(option)
+        if not why_not:
+            tried = self._forecast(option)
+            if tried.choice is not None:
+                return tried.choice
+            why_not = tried.why_not
+        self.lost.append(Lost(setting=option.setting, why=why_not))
         return None
 
     def not_tried(self, option: Option, taken: Option) -> Lost:
         """Return why an option that comes after the one taken is not: it does not fit either, or is no faster."""
-        why = self.too_large.get(option.setting) or self.hopeless.get(option.setting.pair)
-        if why is None and option.setting.num_ranks > self.num_equal:
-            why = self.too_wide
-        if why is not None:
-            return Lost(setting=option.setting, why=why)
+        why_not = self._known_not(option)
+        if not why_not and option.setting.num_ranks > self.num_equal:
+            why_not = self.too_wide
+        if why_not:
+            return Lost(setting=option.setting, why=why_not)
         return Lost(setting=option.setting, why=_longer(option.seconds / taken.seconds), too_large=False)
 
     @property
@@ -144,17 +170,30 @@ class _Search:
         """Return why more ranks than equal cards do not run."""
         return f"no more than {self.num_equal} of the cards are of one size"
 
-    def rule_out_unless_fits(self, smallest: Option) -> None:
-        """Rule out a pair where its smallest option does not fit."""
-        if smallest.setting.pair in self.hopeless or smallest.setting.pair in self.hopeful:
+    def smallest(self, options: Sequence[Option]) -> _Tried:
+        """Return what came of the smallest of these options, of one pair, that the trainer does not refuse.
+
+        It may take one micro-batch alone, which a DeepSpeed file names; what it refuses two for it refuses all for.
+        """
+        reasons: set[str] = set()
+        for option in options:
+            tried = self._forecast(option)
+            if not tried.is_refused or tried.why_not in reasons:
+                break
+            reasons.add(tried.why_not)
+        return tried
+
+    def rule_out_unless_fits(self, options: Sequence[Option]) -> None:
+        """Rule out a pair where the smallest of its options does not fit."""
+        pair = options[0].setting.pair
+        if pair in self.hopeless or pair in self.hopeful:
             return
-        why = self.too_large.get(smallest.setting)
-        if why is None:
-            _, why = self._forecast(smallest)
-        if why is None:
-            self.hopeful.add(smallest.setting.pair)
+        tried = self.smallest(options)
+        if tried.choice is not None:
+            self.hopeful.add(pair)
         else:
-            self.hopeless[smallest.setting.pair] = f"{why}, or more" if why.startswith("needs") else why
+            needs = tried.why_not.startswith("needs")
+            self.hopeless[pair] = f"{tried.why_not}, or more" if needs else tried.why_not
 
     def refuse(self) -> Choice:
         """Return the choice that needs least, with why it does not fit. Raises what the trainer refuses all for."""
@@ -165,35 +204,39 @@ class _Search:
         reason = explain(least.spec, least.asked, self.cards, self.nodes)
         return replace(least, lost=tuple(self.lost), refusal=reason)
 
-    def _forecast(self, option: Option) -> tuple[Choice | None, str | None]:
-        """Return an option as a choice, and why it does not fit if so."""
-        choice, why = self._try(option)
-        if why is not None:
-            self.too_large[option.setting] = why
-        return choice, why
+    def _known_not(self, option: Option) -> str:
+        """Return why an option is known not to fit; empty where that is not known."""
+        tried = self.tried.get(option.setting)
+        return tried.why_not if tried is not None else self.hopeless.get(option.setting.pair, "")
 
-    def _try(self, option: Option) -> tuple[Choice | None, str | None]:
+    def _forecast(self, option: Option) -> _Tried:
+        """Return what came of an option, asked for once."""
+        tried = self.tried.get(option.setting)
+        if tried is None:
+            tried = self.tried[option.setting] = self._try(option)
+        return tried
+
+    def _try(self, option: Option) -> _Tried:
         too_wide = option.setting.num_ranks > self.num_equal
-        why = self.too_wide
         if too_wide and self.least is not None:  # seconds saved: no forecast would make it fit
-            return None, why
+            return _Tried(why_not=self.too_wide)
         forecast = self.ask(option.spec, option.setting.deepspeed)
         if isinstance(forecast, UserError):
-            self.refused = forecast
-            return None, str(forecast)
+            self.refused = self.refused or forecast
+            return _Tried(why_not=str(forecast), is_refused=True)
         asked = request(self.job.name, option.spec, forecast.memory, option.seconds, on_card=self.on_card)
         choice = Choice(
             setting=option.setting, spec=option.spec, forecast=forecast, asked=asked, seconds=option.seconds
         )
         if room_for(asked, self.cards, self.nodes):
-            return choice, None
+            return _Tried(choice=choice)
         if self.least is None or self._need(choice) < self._need(self.least):
             self.least = choice
-        if not too_wide:
-            in_host = room_for(replace(asked, host_gib=0.0), self.cards, self.nodes)
-            gib, where = (asked.host_gib, " of host memory") if in_host else (asked.card_gib, "")
-            why = f"needs {gib:.2f} GiB{where} a rank"
-        return choice, why
+        if too_wide:
+            return _Tried(why_not=self.too_wide)
+        in_host = room_for(replace(asked, host_gib=0.0), self.cards, self.nodes)
+        gib, where = (asked.host_gib, " of host memory") if in_host else (asked.card_gib, "")
+        return _Tried(why_not=f"needs {gib:.2f} GiB{where} a rank")
 
     def _need(self, choice: Choice) -> tuple[bool, float]:
         """Return what orders those that fit no card: more ranks than equal cards are what a study need not have."""

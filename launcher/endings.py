@@ -7,9 +7,10 @@ from collections import defaultdict
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned
-from launcher.running import Failure, RunningJob, Unwanted, result_of, unsuccessful
+from launcher.running import Failure, RunningJob, Unwanted, failure_of, result_of, smaller_plan, unsuccessful
 from launcher.state import JobState
 from launcher.table import StudyView
+from training.plan import RetryWith
 from training.result import RunResult
 
 
@@ -21,11 +22,30 @@ class Endings:
         self.restarts: dict[str, list[str]] = defaultdict(list)
         """Job -> why each of its tries failed that it went on from."""
 
-    def succeed(self, running: RunningJob, planned: Planned) -> None:
-        """Keep the result of a job that ended well."""
-        self._end(result_of(running, planned, self.restarts[running.job.name]))
+    def settle(self, running: RunningJob, planned: Planned) -> bool:
+        """Keep how a try ended whose logs are in, and its job with it unless that tries again; return whether."""
+        failure = failure_of(running)
+        if running.unwanted:
+            self.give_up(running.job, running.unwanted)
+        elif plan := smaller_plan(running):
+            self.folder.write_plan(running.spec, plan)
+            self.view.say(f"{running.job.name}: {RetryWith(plan)}")
+            return True
+        elif failure is None:
+            self._end(result_of(running, planned, self.restarts[running.job.name]))
+        elif self._goes_on(running, failure):
+            return True
+        else:
+            self.fail(running.job, failure.message, failure.log_tail, is_user_error=failure.is_user_error)
+        return False
 
-    def go_on(self, running: RunningJob, failure: Failure) -> bool:
+    def goes_on_at_once(self, running: RunningJob) -> bool:
+        """Whether a job tries again of which a rank has died, with no need of its logs."""
+        failure = failure_of(running)
+        died = failure is not None and failure.died and smaller_plan(running) is None
+        return died and failure is not None and self._goes_on(running, failure)
+
+    def _goes_on(self, running: RunningJob, failure: Failure) -> bool:
         """Let a job go on from its newest checkpoint where that may help; return whether it does."""
         name, restarts = running.job.name, self.restarts[running.job.name]
         if len(restarts) >= self.max_failures or not failure.may_pass(restarts):

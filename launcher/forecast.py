@@ -139,11 +139,11 @@ def plan_jobs(
     most_ranks = max(1, len(cards) // max(1, len(jobs)))
     with ForecastProcess(on_card=on_card, known=known) as process:
 
-        def search(job: StudyJob) -> Choice:
+        def search(job: StudyJob, *, least: bool = False) -> Choice:
             setting, spec = next(settings(job, len(cards)))  # one that is tried, whatever file the study names
             work = process.work(spec, setting.deepspeed, job.data_content)
             ask = partial(process.forecast, data_content=job.data_content)
-            return choose(job, work, ask, cards, nodes, on_card=on_card, most_ranks=most_ranks)
+            return choose(job, work, ask, cards, nodes, on_card=on_card, most_ranks=most_ranks, least=least)
 
         refused: list[tuple[list[StudyJob], Choice]] = []
         for same in alike(jobs):
@@ -161,9 +161,7 @@ def plan_jobs(
             else:
                 yield from _each(same, planned)
         for same, choice in refused:  # what would make them fit takes longest to find, and the others need not wait
-            refusal = choice.refusal
-            with suppress(ShoalError):  # a forecast that fails, of a job that was never asked for
-                refusal = f"{refusal} {remedies(same[0], search)}"
+            refusal = f"{choice.refusal} {remedies(same[0], search)}".rstrip()
             yield from _each(same, replace(choice, refusal=refusal))
 
 

@@ -30,7 +30,6 @@ from launcher.status import StatusFile
 from launcher.table import StudyView
 from launcher.worker import Outcome, RunJob, collect_logs
 from training.forecast.memory_estimate import MemoryEstimate
-from training.plan import Plan, RetryWith
 
 POLL_SECONDS = 0.5
 PLAN_SECONDS = 0.05
@@ -255,12 +254,11 @@ class JobRunner:
 
     def _go_on_after_death(self, running: RunningJob) -> None:
         """Let a job of which a rank has died try again while its logs are on their way."""
-        failure = failure_of(running)
-        if failure is None or not failure.died or any("plan" in answer for answer in running.outcomes.values()):
-            return
-        self.cluster.doubt(card.node_id for card in running.placement.cards)
-        self.next_look = 0.0  # cards may have gone with it
-        if self.endings.go_on(running, failure):
+        died = [answer for answer in running.outcomes.values() if answer.get("died")]
+        if died:
+            self.cluster.doubt(card.node_id for card in running.placement.cards)
+            self.next_look = 0.0  # its cards may have gone with it
+        if died and self.endings.goes_on_at_once(running):
             running.goes_on = True
             self._wait_again(running)
 
@@ -289,22 +287,8 @@ class JobRunner:
         if running in self.collecting.values() or running.goes_on:
             return
         self._take_events()
-        plans = [answer["plan"] for _, answer in sorted(running.outcomes.items()) if "plan" in answer]
-        failure = failure_of(running)
-        if running.unwanted:
-            self.endings.give_up(running.job, running.unwanted)
-        elif plans:
-            # Out of memory: on from the newest checkpoint, with a plan that needs less.
-            plan = Plan(**plans[0])
-            self.folder.write_plan(running.spec, plan)
-            self.view.say(f"{running.job.name}: {RetryWith(plan)}")
+        if self.endings.settle(running, self.plans[running.job.name]):
             self._wait_again(running)
-        elif failure is None:
-            self.endings.succeed(running, self.plans[running.job.name])
-        elif self.endings.go_on(running, failure):
-            self._wait_again(running)
-        else:
-            self.endings.fail(running.job, failure.message, failure.log_tail, is_user_error=failure.is_user_error)
 
     def _give_up(self, name: str, why: Unwanted) -> None:
         """End a job that waits or runs; one that has ended stays as it is."""

@@ -20,7 +20,7 @@ from launcher.schedule import room_for
 from launcher.settings import deepspeed_source
 from launcher.state import JobState
 from launcher.worker import Outcome, check_data, compute_baselines, prepare_jobs
-from training.errors import ShoalError
+from training.errors import ShoalError, UserError
 
 
 class Fail(Protocol):
@@ -90,9 +90,11 @@ class Preparation:
         ready = [(job, self.plans.pop(job.name)) for job in self.prepared if job.name in self.plans]
         for job, planned in ready:
             self.prepared.remove(job)
-            if isinstance(planned, ShoalError):
+            if isinstance(planned, UserError):  # its rank would say the same, and keep cards from others until then
+                self.fail(job, str(planned), "", is_user_error=True)
+            elif isinstance(planned, ShoalError):
                 self.say(f"{job.name}: {planned} It gets whole cards.")
-        return ready
+        return [(job, planned) for job, planned in ready if not isinstance(planned, UserError)]
 
     def asked(self, job: StudyJob, planned: Planned) -> tuple[Request, str | None]:
         """Return what a job asks of the scheduler, and why no cards would ever do where that is so."""

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from launcher.choose import Choice
 from launcher.expand import StudyJob
-from launcher.settings import Setting
-from training.errors import UserError
+from launcher.settings import Setting, deepspeed_source
+from training.errors import ShoalError, UserError
 
-Search = Callable[[StudyJob], Choice]
-"""Plans a job; may raise UserError."""
-
-BATCH_SIZE = frozenset({"training.per_device_train_batch_size"})
-BATCH = BATCH_SIZE | {"training.gradient_accumulation_steps"}
+BATCH = frozenset({"training.per_device_train_batch_size", "training.gradient_accumulation_steps"})
 FREED = (
     frozenset({"training.gradient_checkpointing"}), BATCH, frozenset({"deepspeed"}), frozenset({"num_ranks"}) | BATCH,
 )  # fmt: skip
 """Settings that a study may leave to the planner, those that belong together in one."""
+QUANTIZATION, LENGTH, CHUNKS = "model.quantization", "data.max_seq_length", "data.max_chunks"
+EVALUATION_BATCH = "training.per_device_eval_batch_size"
 MOST = 3
 """Changes that are named."""
 SHORTEST = 16
 """Tokens; shorter texts are not suggested."""
+
+
+class Search(Protocol):
+    """Plans a job; see `launcher.choose.choose` for `least`. Raises ShoalError where that fails."""
+
+    def __call__(self, job: StudyJob, *, least: bool) -> Choice:
+        """Return how it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,47 +39,179 @@ class Remedy:
     text: str
     choice: Choice
     """How the job runs then."""
+    is_least: bool = True
+    """Whether that is the setting that needs least, of those that the change leaves open."""
+
+    def __str__(self) -> str:
+        least = "at least " if self.is_least else ""
+        gib = f"{self.choice.asked.card_gib:.2f} GiB"
+        if self.choice.forecast.memory.card:  # the host's memory may be what decided
+            gib += f" of card memory and {self.choice.asked.host_gib:.2f} GiB of host memory"
+        return f"{self.text} (needs {least}{gib} a rank)"
+
+
+class _Trials:
+    """Tries variants of a job."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.has_failed = False
+        """Whether a forecast failed; then it is not known that nothing else fits."""
+        self.quantized = False
+        """Whether the trainer took an nf4 base."""
+
+    def fitting(self, job: StudyJob, *, least: bool = True) -> Choice | None:
+        """Return how a job runs where it fits; what the trainer would refuse is no remedy."""
+        try:
+            choice = self.search(job, least=least)
+        except UserError:
+            return None
+        except ShoalError:
+            self.has_failed = True
+            return None
+        self.quantized |= job.spec.model.quantization == "nf4"
+        return choice if choice.refusal is None else None
 
 
 def remedies(job: StudyJob, search: Search) -> str:
-    """Return in a sentence what would make a job fit: the least change there is, in the order below, and its rivals."""
-    free = replace(job, fixed=frozenset())
-    if all(_fitting(_with_least(_shortened(base)), search) is None for base in (free, _as_nf4(free))):
-        return (
-            "Nor does it fit with an nf4 base, short texts, one text at a time and all else left to the planner: take "
-            "a smaller model, or more memory."
-        )
+    """Return in a sentence what would make a job fit: the least change there is, in the order below, and its rivals.
+
+    Empty where that is not known, since forecasts failed.
+    """
+    trials = _Trials(search)
     found: list[Remedy] = []
-    # A big model's forecast takes seconds, so what changes more is tried only where less does not do.
-    for ways in (_freed_and_quantized, _all_freed, _shorter, _all_at_once):
-        found = found or list(islice(ways(job, search), MOST))
-    named = "; or with ".join(f"{remedy.text} ({_needs(remedy.choice)})" for remedy in found)
-    return f"It fits with {named}."
+    if any(trials.fitting(_shortened(base)) for base in _bases(job)):
+        # A big model's forecast takes seconds, so what changes more is tried only where less does not do.
+        for ways in (_freed_and_quantized, _all_freed, _shorter, _all_at_once):
+            found = found or list(islice(ways(job, trials), MOST))
+    if found:
+        return f"It fits with {'; or with '.join(map(str, found))}."
+    if trials.has_failed:
+        return ""
+    nf4 = "an nf4 base, " if trials.quantized and job.spec.model.quantization != "nf4" else ""
+    return (
+        f"Nor does it fit with {nf4}the shortest texts, one at a time, and all else left to the planner: "
+        "take a smaller model, or more memory."
+    )
 
 
-def _needs(choice: Choice) -> str:
-    """Return what a rank needs; on a card the host's memory may be what decided."""
-    host = f" and {choice.asked.host_gib:.2f} GiB of host memory" if choice.forecast.memory.card else ""
-    return f"from {choice.asked.card_gib:.2f} GiB{host} a rank"
+def _bases(job: StudyJob) -> Iterator[StudyJob]:
+    """Yield the job with all left to the planner, as it is and on an nf4 base, then with what the planner would not try
+    by itself: the study's own DeepSpeed file and ranks."""
+    own = job.fixed & {"deepspeed", "num_ranks"}
+    kept = [frozenset[str](), *([own] if own else []), *(frozenset({key}) for key in sorted(own) if len(own) > 1)]
+    for fixed in kept:
+        free = replace(job, fixed=fixed)
+        yield free
+        if job.spec.model.quantization != "nf4":
+            yield _with(free, QUANTIZATION, "nf4")
 
 
-def _freed_and_quantized(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    yield from _freed(job, search)
-    yield from _quantized(job, search)
+def _freed_and_quantized(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
+    """Yield what the study has set and would better leave to the planner, and an nf4 base."""
+    yield from _freed(job, trials)
+    if job.spec.model.quantization != "nf4" and (choice := trials.fitting(_with(job, QUANTIZATION, "nf4"))):
+        yield Remedy(text=f"{QUANTIZATION}: nf4", choice=choice)
 
 
-def _freed(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    """Yield what the study has set and would better leave to the planner."""
+def _freed(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
+    """Yield each setting, or those that belong together, that the planner would choose otherwise."""
     seen = set()
     for keys in FREED:
         if not keys & job.fixed or ("num_ranks" in keys and "num_ranks" not in job.fixed):
             continue
-        freed = replace(job, fixed=job.fixed - keys)
-        choice = _fitting(freed if keys & BATCH else _with_least(freed), search)
+        least = not keys & BATCH  # a batch is named as it is: the largest that fits
+        choice = trials.fitting(replace(job, fixed=job.fixed - keys), least=least)
         text = _written(choice.setting, job, keys & job.fixed) if choice else ""
-        if choice and text not in seen:
+        if choice and text and text not in seen:
             seen.add(text)
-            yield Remedy(text=text, choice=choice)
+            yield Remedy(text=text, choice=choice, is_least=least)
+
+
+def _all_freed(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
+    """Yield all that the study has set, as the planner would choose it."""
+    choice = trials.fitting(replace(job, fixed=frozenset()), least=False)
+    if choice and (text := _written(choice.setting, job, job.fixed)):
+        yield Remedy(text=text, choice=choice, is_least=False)
+
+
+def _shorter(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
+    """Yield the largest evaluation batch, the longest texts and the most chunks that fit, each by itself."""
+    for key, (_, *smaller) in reversed(_sizes(job).items()):
+        if found := _largest(job, key, smaller, trials):
+            variant, choice = found
+            yield Remedy(text=_changed(variant, job), choice=choice)
+
+
+def _all_at_once(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
+    """Yield what fits where one change is not enough: an nf4 base, and with it or not texts as long as may be."""
+    bases = list(_bases(job))
+    for base in (*bases, *map(_shortened, bases)):
+        if not trials.fitting(base):
+            continue
+        variant = _grown(base, job, trials)
+        if choice := trials.fitting(variant, least=False):
+            text = " and ".join(filter(None, (_written(choice.setting, job, job.fixed), _changed(variant, job))))
+            yield Remedy(text=text, choice=choice, is_least=False)
+            return
+
+
+def _grown(variant: StudyJob, job: StudyJob, trials: _Trials) -> StudyJob:
+    """Return a variant that fits with each size, one after the other, as near the job's own as fits."""
+    for key, sizes in _sizes(job).items():
+        if _value(variant, key) != sizes[0] and (found := _largest(variant, key, sizes, trials)):
+            variant, _ = found
+    return variant
+
+
+def _largest(job: StudyJob, key: str, sizes: Sequence[int], trials: _Trials) -> tuple[StudyJob, Choice] | None:
+    """Return a job with the first of these descending sizes of a setting that fits, and how it runs; by halving.
+
+    The last is tried first: where it does not fit, none does.
+    """
+
+    def trial(size: int) -> tuple[StudyJob, Choice] | None:
+        variant = _with(job, key, size)
+        choice = trials.fitting(variant)
+        return (variant, choice) if choice else None
+
+    best = trial(sizes[-1]) if sizes else None
+    if best is None:
+        return None
+    first, last = 0, len(sizes) - 1
+    while first < last:
+        middle = (first + last) // 2
+        if found := trial(sizes[middle]):
+            best, last = found, middle
+        else:
+            first = middle + 1
+    return best
+
+
+def _sizes(job: StudyJob) -> dict[str, list[int]]:
+    """Return the settings that can be made smaller -> the job's own size and its halves.
+
+    Texts come first: they are the last that should be cut. Chunks must be longer than their overlap.
+    """
+    data = job.spec.data
+    is_chunked = data.long_text == "chunk"
+    shortest = max(SHORTEST, 2 * data.chunk_overlap) if is_chunked else SHORTEST
+    sizes = {LENGTH: _halves(data.max_seq_length, shortest)}
+    if is_chunked:
+        sizes[CHUNKS] = _halves(data.max_chunks, 1)
+    return {**sizes, EVALUATION_BATCH: _halves(job.spec.training.per_device_eval_batch_size, 1)}
+
+
+def _halves(size: int, smallest: int) -> list[int]:
+    """Return a size and its halves down to the smallest that is suggested."""
+    return [size, *(size >> cut for cut in range(1, size.bit_length()) if size >> cut >= smallest)]
+
+
+def _shortened(job: StudyJob) -> StudyJob:
+    """Return a job with the smallest of all sizes."""
+    for key, sizes in _sizes(job).items():
+        job = _with(job, key, sizes[-1])
+    return job
 
 
 def _written(setting: Setting, job: StudyJob, keys: frozenset[str]) -> str:
@@ -83,7 +220,7 @@ def _written(setting: Setting, job: StudyJob, keys: frozenset[str]) -> str:
     named = keys | (global_batch if keys & global_batch else frozenset())  # they change together, or it would change
     written, training = job.written, job.written.training
     before = {
-        "deepspeed": written.deepspeed, "num_ranks": written.num_ranks,
+        "deepspeed": deepspeed_source(job), "num_ranks": written.num_ranks,
         "training.gradient_checkpointing": training.gradient_checkpointing,
         "training.per_device_train_batch_size": training.per_device_train_batch_size,
         "training.gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -93,104 +230,20 @@ def _written(setting: Setting, job: StudyJob, keys: frozenset[str]) -> str:
     return " and ".join(f"{key}: {str(value).lower()}" for key, value in changed.items())
 
 
-def _quantized(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    if job.spec.model.quantization != "nf4" and (choice := _fitting(_with_least(_as_nf4(job)), search)):
-        yield Remedy(text="model.quantization: nf4", choice=choice)
-
-
-def _all_freed(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    if choice := _fitting(_with_least(replace(job, fixed=frozenset())), search):
-        yield Remedy(text=_written(choice.setting, job, job.fixed | BATCH), choice=choice)
-
-
-def _shorter(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    """Yield a smaller evaluation batch, the longest texts that fit, by halves, and the most chunks."""
-    if choice := _fitting(_with_least(_evaluated_singly(job)), search):
-        yield Remedy(text=_changed(_evaluated_singly(job), job), choice=choice)
-    data = job.spec.data
-    lengths = _shorter_lengths(job)
-    chunks = [data.max_chunks >> cut for cut in (1, 2, 3) if data.long_text == "chunk" and data.max_chunks >> cut]
-    for key, values in (("max_seq_length", lengths), ("max_chunks", chunks)):
-        # The smallest first: where it does not help the others are not worth their forecasts.
-        if not values or _fitting(_with_least(_with_data(job, key, values[-1])), search) is None:
-            continue
-        for value in values:
-            if choice := _fitting(_with_data(job, key, value), search):
-                yield Remedy(text=f"data.{key}: {value}", choice=choice)
-                break
-
-
-def _all_at_once(job: StudyJob, search: Search) -> Iterator[Remedy]:
-    """Yield what fits where one change is not enough: everything left to the planner, an nf4 base, short texts."""
-    free = replace(job, fixed=frozenset())
-    for variant in (_as_nf4(free), _shortened(free), _shortened(_as_nf4(free))):
-        if choice := _fitting(_with_least(variant), search):
-            text = " and ".join(filter(None, (_written(choice.setting, job, job.fixed), _changed(variant, job))))
-            yield Remedy(text=text, choice=choice)
-            return
-
-
 def _changed(variant: StudyJob, job: StudyJob) -> str:
     """Return, as a study writes it, what a variant has otherwise than the job, but for what may be planned."""
-    values = [
-        {
-            "model.quantization": spec.model.quantization, "data.max_seq_length": spec.data.max_seq_length,
-            "data.max_chunks": spec.data.max_chunks,
-            "training.per_device_eval_batch_size": spec.training.per_device_eval_batch_size,
-        }
-        for spec in (variant.spec, job.spec)
-    ]  # fmt: skip
-    return " and ".join(f"{key}: {value}" for key, value in values[0].items() if value != values[1][key])
+    values = {key: _value(variant, key) for key in (QUANTIZATION, *_sizes(job))}
+    return " and ".join(f"{key}: {value}" for key, value in values.items() if value != _value(job, key))
 
 
-def _with_least(job: StudyJob) -> StudyJob:
-    """Return a job that needs least of what its study leaves open, so that one forecast a file says whether it fits."""
-    training, fixed = job.spec.training, job.fixed
-    if not fixed & BATCH:
-        texts = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        training = replace(training, per_device_train_batch_size=1, gradient_accumulation_steps=texts)
-    if "training.gradient_checkpointing" not in fixed:
-        training = replace(training, gradient_checkpointing=True)
-    spec = replace(job.spec, training=training)
-    # Accumulation stays open: it follows from the number of ranks.
-    named = {"training.gradient_checkpointing"} | (BATCH_SIZE if not fixed & BATCH else set())
-    return replace(job, spec=spec, fixed=fixed | named)
+def _value(job: StudyJob, key: str) -> Any:
+    """Return a setting of a section by its dotted key."""
+    section, name = key.split(".")
+    return getattr(getattr(job.spec, section), name)
 
 
-def _evaluated_singly(job: StudyJob) -> StudyJob:
-    training = replace(job.spec.training, per_device_eval_batch_size=1)
-    return replace(job, spec=replace(job.spec, training=training))
-
-
-def _as_nf4(job: StudyJob) -> StudyJob:
-    if job.spec.model.quantization == "nf4":
-        return job
-    return replace(job, spec=replace(job.spec, model=replace(job.spec.model, quantization="nf4")))
-
-
-def _shortened(job: StudyJob) -> StudyJob:
-    """Return a job with the shortest texts that are suggested, of one chunk, each evaluated by itself."""
-    lengths = _shorter_lengths(job)
-    shorter = _evaluated_singly(_with_data(job, "max_seq_length", lengths[-1]) if lengths else job)
-    return _with_data(shorter, "max_chunks", 1) if job.spec.data.long_text == "chunk" else shorter
-
-
-def _shorter_lengths(job: StudyJob) -> list[int]:
-    """Return the lengths of texts that are tried, the longest first; chunks must be longer than their overlap."""
-    data = job.spec.data
-    shortest = max(SHORTEST, 2 * data.chunk_overlap) if data.long_text == "chunk" else SHORTEST
-    return [data.max_seq_length >> cut for cut in (1, 2, 3, 4) if data.max_seq_length >> cut >= shortest]
-
-
-def _with_data(job: StudyJob, key: str, value: int) -> StudyJob:
-    changed: dict[str, Any] = {key: value}
-    return replace(job, spec=replace(job.spec, data=replace(job.spec.data, **changed)))
-
-
-def _fitting(job: StudyJob, search: Search) -> Choice | None:
-    """Return how a job runs where it fits; what the trainer would refuse is no remedy."""
-    try:
-        choice = search(job)
-    except UserError:
-        return None
-    return choice if choice.refusal is None else None
+def _with(job: StudyJob, key: str, value: Any) -> StudyJob:
+    """Return a job with another value of a setting."""
+    section, name = key.split(".")
+    changed: dict[str, Any] = {section: replace(getattr(job.spec, section), **{name: value})}
+    return replace(job, spec=replace(job.spec, **changed))

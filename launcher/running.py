@@ -12,6 +12,7 @@ from launcher.expand import StudyJob
 from launcher.folder import fingerprint
 from launcher.forecast import Planned
 from launcher.worker import Outcome, RankActor, RunJob
+from training.plan import Plan
 from training.redact import redact
 from training.result import RunResult
 from training.spec import JobSpec
@@ -116,6 +117,11 @@ def failure_of(running: RunningJob) -> Failure | None:
         log_tail = running.outcomes.get(0, {}).get("log_tail", "")
         return Failure(message="rank 0 ended without a result", log_tail=log_tail)
     return None
+
+
+def smaller_plan(running: RunningJob) -> Plan | None:
+    """Return what a job that ran out of memory goes on with, from its newest checkpoint."""
+    return next((Plan(**answer["plan"]) for _, answer in sorted(running.outcomes.items()) if "plan" in answer), None)
 
 
 def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> RunResult:

@@ -94,7 +94,7 @@ def cuts(job: StudyJob, num_cards: int) -> Iterator[tuple[int, int, int]]:
         size = training.per_device_train_batch_size
         sizes = [size]
         if "training.per_device_train_batch_size" not in fixed:
-            sizes = [size // cut for cut in (1, 2, 4, 8, 16, 32) if size >= cut and size % cut == 0]
+            sizes = sorted({1, *(size // cut for cut in (1, 2, 4, 8, 16, 32) if size % cut == 0)}, reverse=True)
         for per_device in sizes:
             accumulation, rest = divmod(global_batch, num_ranks * per_device)
             as_written = accumulation == training.gradient_accumulation_steps

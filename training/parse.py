@@ -175,9 +175,15 @@ def _is_unquoted_word(error: Mapping[str, Any]) -> bool:
 def _joined(errors: Sequence[Any]) -> list[dict[str, Any]]:
     """Return pydantic's errors, those of a union's members as one: 5 is no string, and no dictionary either."""
     joined: dict[str, dict[str, Any]] = {}
+    # A mapping with a wrong value in it is meant to be the union's mapping: that it is no string helps nobody.
+    opened = {
+        str(error["loc"][:at]) for error in errors for at, part in enumerate(error["loc"][:-1]) if _is_member(part)
+    }
     for error in errors:
         is_member = error["type"].endswith("_type") and _is_member(error["loc"][-1])
         place = str(error["loc"][:-1] if is_member else error["loc"])
+        if is_member and place in opened:
+            continue
         if is_member and place in joined:
             joined[place]["msg"] += f" or {error['msg'].removeprefix('Input should be ')}"
         else:

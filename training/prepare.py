@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
+from training.deepspeed_config import check_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.loss import require_fitting
 from training.model import add_adapter, require_head
@@ -37,7 +37,6 @@ def prepare(
     # With dtype auto the ranks' cards decide; the file may say either.
     wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"
     dtype = torch.bfloat16 if spec.model.dtype == "bf16" or wants_bf16 else torch.float32
-    fill_auto(spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=dtype, cuda=False)
     checkpoint = resolve_checkpoint(spec.model, report)
     refuse_impossible(spec, spec.deepspeed)
     config = load_config(spec.model, checkpoint, label_names, problem_type)

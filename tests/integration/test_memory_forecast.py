@@ -67,8 +67,21 @@ def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
     )
     assert "largest card it could have has 0.25" in text
     assert "num_ranks is 2 and no more than 1 of the cards are of one size" in text
-    assert text.count("Nor does it fit with an nf4 base") == 2
+    assert "Nor does it fit with an nf4 base, the shortest" in text and "Nor does it fit with the shortest" in text
     assert plan(study, "--cards", "eight").returncode == 2
+
+
+def test_a_file_of_the_users_is_named_where_it_contradicts_and_its_micro_batch_is_planned(study: Path) -> None:
+    mine = study.with_name("mine.json")
+    settings = study.read_text() + f"deepspeed: {mine}\n"
+    for content, status, said in (
+        ({"gradient_clipping": 5}, 2, f"{mine}: gradient_clipping is 5 and the job says 1.0."),
+        ({"train_micro_batch_size_per_gpu": 4}, 0, "with mine, batch 4 x 2, one rank"),
+    ):
+        mine.write_text(json.dumps({**content, "zero_optimization": {"stage": 1}}))
+        study.write_text(settings)
+        run = plan(study, "--cards", "8,12,12")
+        assert run.returncode == status and said in " ".join(run.stdout.split()), run.stdout + run.stderr
 
 
 def test_the_largest_model_by_card_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cards import GIB, Card, Node
-from launcher.choose import Choice, choose
+from launcher.choose import Ask, Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.plan import fitting_sizes
 from launcher.plan_text import why_not
-from launcher.remedies import remedies
+from launcher.remedies import Search, remedies
 from launcher.settings import Setting, cuts, expected_seconds, settings
-from training.errors import UserError
+from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import DataSpec, JobSpec, TrainingSpec
 
@@ -169,12 +169,23 @@ def test_a_plan_names_the_sizes_of_which_there_are_enough_cards(
     assert fitting_sizes(replace(choice, asked=asked), cards(*sizes)[0]) == fits
 
 
-def remedies_of(asked: StudyJob, *sizes: int) -> str:
+def search_of(*sizes: int, ask: Ask = needs, most_ranks: int = 1, host_gib: float = 100.0) -> Search:
+    """Return what plans a job for these cards."""
+    some, nodes = cards(*sizes, host_gib=host_gib)
+
+    def search(asked: StudyJob, *, least: bool) -> Choice:
+        return choose(asked, WORK, ask, some, nodes, on_card=True, most_ranks=most_ranks, least=least)
+
+    return search
+
+
+def remedies_of(asked: StudyJob, *sizes: int, ask: Ask = needs, most_ranks: int = 1) -> str:
     """Return the remedies, without the host memory that each would need: it is the same for all here."""
-    assert chosen(asked, *sizes).refusal is not None
-    text = remedies(asked, lambda variant: chosen(variant, *sizes))
-    assert text.count(" and 1.00 GiB of host memory a rank)") == text.count("(from") > 0
-    return text.replace(" and 1.00 GiB of host memory", "")
+    search = search_of(*sizes, ask=ask, most_ranks=most_ranks)
+    assert search(asked, least=False).refusal is not None
+    text = remedies(asked, search)
+    assert text.count(" of card memory and 1.00 GiB of host memory a rank)") == text.count("(needs") > 0
+    return text.replace(" of card memory and 1.00 GiB of host memory", "")
 
 
 def with_stage(asked: StudyJob, file: str) -> StudyJob:
@@ -187,19 +198,29 @@ def test_of_what_a_study_could_change_that_is_named_which_makes_it_fit() -> None
     batch, checkpointing = "training.per_device_train_batch_size", "training.gradient_checkpointing"
     sized = job(batch, "deepspeed", checkpointing, per_device_train_batch_size=8)
     assert remedies_of(sized, 10) == (
-        "It fits with training.gradient_checkpointing: true (from 8.67 GiB a rank); or with training.per_device_train_"
-        "batch_size: 4 and training.gradient_accumulation_steps: 2 (from 10.00 GiB a rank); or with deepspeed: "
-        "ds_configs/zero3_offload_param.json (from 8.50 GiB a rank)."
+        "It fits with training.gradient_checkpointing: true (needs at least 8.67 GiB a rank); or with training."
+        "per_device_train_batch_size: 4 and training.gradient_accumulation_steps: 2 (needs 10.00 GiB a rank); or with "
+        "deepspeed: ds_configs/zero3_offload_param.json (needs at least 8.50 GiB a rank)."
     )
     one = with_stage(job("deepspeed", per_device_train_batch_size=8), "zero1")
-    assert remedies_of(one, 5) == "It fits with deepspeed: ds_configs/zero3_offload_param.json (from 0.84 GiB a rank)."
+    assert remedies_of(one, 5) == (
+        "It fits with deepspeed: ds_configs/zero3_offload_param.json (needs at least 0.84 GiB a rank)."
+    )
+
+
+def test_a_batch_that_is_no_power_of_two_can_be_cut_to_one_text() -> None:
+    asked = with_stage(job("deepspeed", "training.per_device_train_batch_size", "training.gradient_checkpointing",
+                           per_device_train_batch_size=12), "zero1")  # fmt: skip
+    assert remedies_of(asked, 7).startswith(
+        "It fits with training.per_device_train_batch_size: 1 and training.gradient_accumulation_steps: 12 (needs 7.00 "
+    )
 
 
 def test_more_ranks_are_named_with_the_batch_that_keeps_the_global_one() -> None:
     asked = job("num_ranks", "deepspeed", "training.per_device_train_batch_size", "training.gradient_checkpointing",
                 per_device_train_batch_size=6)  # fmt: skip
-    text = remedies_of(with_stage(asked, "zero3"), 7, 7)
-    assert "num_ranks: 2 and training.per_device_train_batch_size: 3 (from 6.00 GiB a rank)" in text
+    text = remedies_of(with_stage(asked, "zero3"), 6, 6)
+    assert "num_ranks: 2 and training.per_device_train_batch_size: 3 (needs 6.00 GiB a rank)" in text
 
 
 def test_where_one_change_is_not_enough_all_are_tried_together_and_a_model_too_large_for_any_is_called_so() -> None:
@@ -207,41 +228,83 @@ def test_where_one_change_is_not_enough_all_are_tried_together_and_a_model_too_l
                          per_device_train_batch_size=8), "zero1")  # fmt: skip
     assert remedies_of(one, 1) == (
         "It fits with deepspeed: ds_configs/zero3_offload_param.json and training.gradient_checkpointing: true and "
-        "training.per_device_train_batch_size: 1 and training.gradient_accumulation_steps: 8 (from 0.84 GiB a rank)."
+        "training.per_device_train_batch_size: 1 and training.gradient_accumulation_steps: 8 (needs 0.84 GiB a rank)."
     )
-    some, nodes = cards(24, host_gib=0.5)
-    refused = choose(one, WORK, needs, some, nodes, on_card=True, most_ranks=1)
-    assert refused.refusal is not None
-    text = remedies(one, lambda variant: choose(variant, WORK, needs, some, nodes, on_card=True, most_ranks=1))
+    search = search_of(24, host_gib=0.5)
+    assert search(one, least=False).refusal is not None
+    text = remedies(one, search)
     assert text.startswith("Nor does it fit with an nf4 base") and text.endswith("a smaller model, or more memory.")
 
 
 def test_a_batch_that_is_cut_over_ranks_is_named_with_them() -> None:
-    some, nodes = cards(10, 10)
-
-    def search(variant: StudyJob) -> Choice:
-        return choose(variant, WORK, needs, some, nodes, on_card=True, most_ranks=2)
-
     asked = job("training.per_device_train_batch_size", "deepspeed", "training.gradient_checkpointing",
                 per_device_train_batch_size=8)  # fmt: skip
-    text = remedies(with_stage(asked, "zero1"), search)
-    assert "num_ranks: 2 and training.per_device_train_batch_size: 4 (from 10.00 GiB" in text
+    text = remedies(with_stage(asked, "zero1"), search_of(10, 10, most_ranks=2))
+    assert "num_ranks: 2 and training.per_device_train_batch_size: 4 (needs 10.00 GiB" in text
 
 
-def test_a_base_that_must_not_be_quantized_has_remedies_too() -> None:
+def test_a_base_that_must_not_be_quantized_has_remedies_too_and_none_that_was_not_tried() -> None:
     """As with DoRA under ZeRO-3."""
 
     def unquantized(spec: JobSpec, name: str) -> JobForecast | UserError:
         return UserError("no nf4") if spec.model.quantization == "nf4" else needs(spec, name)
 
-    some, nodes = cards(7)
     asked = with_stage(job("deepspeed", "training.gradient_checkpointing", "training.per_device_train_batch_size",
                            per_device_train_batch_size=8), "zero1")  # fmt: skip
+    assert "training.per_device_train_batch_size: 1" in remedies_of(asked, 7, ask=unquantized)
+    assert "nf4" not in remedies(asked, search_of(24, ask=unquantized, host_gib=0.5))
 
-    def search(variant: StudyJob) -> Choice:
-        return choose(variant, WORK, unquantized, some, nodes, on_card=True, most_ranks=1)
 
-    assert "training.per_device_train_batch_size: 1" in remedies(asked, search)
+def test_one_forecast_that_fails_loses_no_remedy_and_nothing_is_said_of_what_is_not_known() -> None:
+    def failing(spec: JobSpec, name: str) -> JobForecast | UserError:
+        if spec.model.quantization == "nf4":
+            raise ShoalError("the memory forecast failed")
+        return needs(spec, name)
+
+    asked = with_stage(job("deepspeed", per_device_train_batch_size=8), "zero1")
+    assert "deepspeed: ds_configs/zero3_offload_param.json" in remedies_of(asked, 5, ask=failing)
+    assert remedies(asked, search_of(24, ask=failing, host_gib=0.5)) == ""
+
+
+def test_a_file_that_names_its_micro_batch_is_planned_with_that() -> None:
+    """The trainer refuses every other size; that says nothing of how large this one is."""
+
+    def four(spec: JobSpec, name: str) -> JobForecast | UserError:
+        size = spec.training.per_device_train_batch_size
+        return needs(spec, name) if size == 4 else UserError(f"train_micro_batch_size_per_gpu is 4, not {size}")
+
+    asked = job("deepspeed", per_device_train_batch_size=16)
+    some, nodes = cards(8)
+    choice = choose(asked, WORK, four, some, nodes, on_card=True, most_ranks=1)
+    assert choice.refusal is None and choice.setting.per_device_train_batch_size == 4
+    assert choice.setting.gradient_checkpointing and choice.asked.card_gib == pytest.approx(7.34, abs=0.01)
+    assert "deepspeed: ds_configs/zero3_offload_param.json" in remedies_of(asked, 5, ask=four)
+
+
+def test_what_is_refused_whatever_the_batch_is_asked_for_twice_only() -> None:
+    asked: list[int] = []
+
+    def refused(spec: JobSpec, _: str) -> JobForecast | UserError:
+        asked.append(spec.training.per_device_train_batch_size)
+        return UserError("no such layer")
+
+    some, nodes = cards(24)
+    with pytest.raises(UserError):
+        choose(job("deepspeed"), WORK, refused, some, nodes, on_card=True, most_ranks=1)
+    assert len(asked) == 3  # the fastest, and the smallest two
+
+
+def test_the_studys_own_ranks_are_tried_too() -> None:
+    """Three, which the planner tries for no study that leaves them open."""
+
+    def by_ranks(spec: JobSpec, _: str) -> JobForecast | UserError:
+        size = 2 if spec.num_ranks == 3 and spec.training.per_device_eval_batch_size == 1 else 20
+        return JobForecast(memory=MemoryEstimate(card={"all": size * GIB}, host={"all": GIB}), work=WORK, dtype="bf16")
+
+    asked = job("num_ranks", ranks=3, per_device_train_batch_size=8)
+    assert remedies_of(asked, 8, 8, 8, ask=by_ranks) == (
+        "It fits with training.per_device_eval_batch_size: 1 (needs at least 2.00 GiB a rank)."
+    )
 
 
 def test_where_none_fits_the_one_named_is_not_of_more_ranks_than_there_are_equal_cards() -> None:
@@ -252,18 +315,33 @@ def test_where_none_fits_the_one_named_is_not_of_more_ranks_than_there_are_equal
     assert choice.refusal is not None and choice.setting.num_ranks == 1 and "num_ranks" not in choice.refusal
 
 
-def test_shorter_texts_are_named_where_nothing_else_helps() -> None:
-    def by_length(spec: JobSpec, _: str) -> JobForecast | UserError:
-        memory = MemoryEstimate(card={"all": round(spec.data.max_seq_length / 32 * GIB)}, host={"all": GIB})
+def by_length(gib_a_token: float, quantized: float = 1.0) -> Ask:
+    """Return a forecast of what grows with the longest text and shrinks on an nf4 base."""
+
+    def ask(spec: JobSpec, _: str) -> JobForecast | UserError:
+        size = spec.data.max_seq_length * gib_a_token * (quantized if spec.model.quantization == "nf4" else 1.0)
+        size *= spec.data.max_chunks if spec.data.long_text == "chunk" else 1
+        memory = MemoryEstimate(card={"all": round(size * GIB)}, host={"all": GIB})
         return JobForecast(memory=memory, work=WORK, dtype="bf16")
 
-    some, nodes = cards(10)
+    return ask
 
-    def search(variant: StudyJob) -> Choice:
-        return choose(variant, WORK, by_length, some, nodes, on_card=True, most_ranks=1)
 
-    assert search(job()).refusal is not None
-    assert remedies(job(), search).startswith("It fits with data.max_seq_length: 256 (from 8.00 GiB and 1.00 GiB of ")
+def test_the_longest_texts_that_fit_are_named_where_nothing_else_helps() -> None:
+    assert remedies_of(job(), 10, ask=by_length(1 / 32)) == (
+        "It fits with data.max_seq_length: 256 (needs at least 8.00 GiB a rank)."
+    )
+    # Of 512 tokens, less than a sixteenth.
+    assert remedies_of(job(), 10, ask=by_length(1 / 2)).startswith("It fits with data.max_seq_length: 16 ")
+
+
+def test_together_too_no_size_is_cut_further_than_it_must() -> None:
+    asked = job()
+    asked = replace(asked, spec=replace(asked.spec, data=replace(asked.spec.data, long_text="chunk", max_chunks=4)))
+    assert remedies_of(asked, 8, ask=by_length(1 / 2, quantized=1 / 10)) == (
+        "It fits with model.quantization: nf4 and data.max_seq_length: 128 and data.max_chunks: 1 (needs 6.41 GiB a "
+        "rank)."
+    )
 
 
 def test_a_plan_says_of_each_file_and_number_of_ranks_what_came_nearest() -> None:

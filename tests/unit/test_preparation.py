@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,8 +15,11 @@ from launcher.expand import StudyJob
 from launcher.folder import StudyFolder, data_key
 from launcher.preparation import Preparation
 from launcher.state import JobState
-from training.errors import ShoalError
+from training.errors import ShoalError, UserError
 from training.spec import DataSpec, JobSpec, ModelSpec
+
+FAILED = Mock()
+"""Told of jobs that fail."""
 
 
 class Tasks(list[str]):
@@ -43,13 +47,22 @@ def job(name: str, file: str = "train.csv") -> StudyJob:
     return StudyJob(written=spec, spec=replace(spec), data_content=[])
 
 
-def begin(monkeypatch: pytest.MonkeyPatch, folder: StudyFolder, jobs: list[StudyJob]) -> tuple[Preparation, Tasks]:
-    monkeypatch.setattr(preparation, "Planner", NoPlanner)
+class RefusingPlanner(NoPlanner):
+    """Says at once that the trainer would refuse each job."""
+
+    def take(self) -> dict[str, ShoalError]:
+        return {name: UserError("no such layer.") for name in self.names}
+
+
+def begin(
+    monkeypatch: pytest.MonkeyPatch, folder: StudyFolder, jobs: list[StudyJob], planner: type[NoPlanner] = NoPlanner
+) -> tuple[Preparation, Tasks]:
+    monkeypatch.setattr(preparation, "Planner", planner)
     monkeypatch.setattr(preparation, "unreserved", lambda *_: ((), {}))
     cluster, states = Tasks(), {each.name: JobState(name=each.name) for each in jobs}
     found = Preparation(
         cluster,  # type: ignore[arg-type]
-        folder, states, SimpleNamespace(), lambda _: None, lambda *_: None,
+        folder, states, SimpleNamespace(), lambda _: None, FAILED,
     )  # fmt: skip
     found.begin(jobs, jobs)
     return found, cluster
@@ -73,3 +86,11 @@ def test_what_is_known_of_the_data_is_not_computed_again(tmp_path: Path, monkeyp
     folder.write_data_checks({data_key(old): {}})
     _, tasks = begin(monkeypatch, folder, [old])
     assert tasks == []
+
+
+def test_what_the_trainer_would_refuse_gets_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = job("refused")
+    (tmp_path / "jobs/refused/checkpoints/step-10").mkdir(parents=True)
+    found, _ = begin(monkeypatch, StudyFolder(tmp_path), [refused], RefusingPlanner)
+    assert found.ready() == [] and found.prepared == []
+    FAILED.assert_called_once_with(refused, "no such layer.", "", is_user_error=True)

@@ -108,6 +108,14 @@ def test_mistakes_are_named_with_file_key_and_mend(tmp_path: Path, content: dict
         assert word in str(caught.value)
 
 
+def test_a_wrong_value_in_a_mapping_is_one_mistake(tmp_path: Path) -> None:
+    """Where a word could stand too: that the mapping is no word is no second one."""
+    with pytest.raises(UserError) as caught:
+        jobs_of(tmp_path, training={"class_weights": {"spam": "x"}})
+    message = str(caught.value)
+    assert "training.class_weights.spam is 'x'. Input should be a valid number" in message and "\n" not in message
+
+
 @pytest.mark.parametrize("key", ["train_file", "validation_file"])
 def test_a_study_that_would_choose_by_its_test_split_is_refused(tmp_path: Path, key: str) -> None:
     for name, text in (("train", "a"), ("validation", "b"), ("test", "c")):

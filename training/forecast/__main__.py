@@ -25,7 +25,7 @@ from typing import Any
 
 from training.batches import Lengths, steps_per_epoch
 from training.cache import cached
-from training.deepspeed_config import check_deepspeed_config, refuse_impossible
+from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
 from training.forecast.memory_estimate import Work
@@ -62,7 +62,8 @@ def main() -> int:
 
 def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: bool) -> dict[str, Any]:
     """Return "work", what a job computes on the data and the model it names, its "dtype", and "estimate", the `memory`
-    it needs. `spec.deepspeed` is the content of what messages call `deepspeed_source`."""
+    it needs. `spec.deepspeed` is the content of what messages call `deepspeed_source`. Raises UserError for what the
+    trainer refuses."""
     import torch
 
     from training.pretrained import load_config, resolve_checkpoint, resolve_dtype
@@ -89,6 +90,11 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     work = work_of(spec, parameters, model_config.num_hidden_layers, lengths)
     answer: dict[str, Any] = {"work": asdict(work), "dtype": dtype}
     if memory:
+        # As it will be filled when it runs, for the messages: the forecast itself knows no file's name.
+        torch_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        fill_auto(
+            spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=torch_dtype, cuda=on_card
+        )
         shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
         needs = forecast(spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
         answer["estimate"] = asdict(needs)
