@@ -7,6 +7,7 @@ import signal
 import socket
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -97,8 +98,8 @@ class Cluster:
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
         self.kind: bool | None = None
-        self.doubted: set[str] = set()
-        """Nodes of which something has died."""
+        self.silent_before: frozenset[str] = frozenset()
+        """Nodes that did not answer when they were asked last."""
         self.cards, self.nodes = self.look([])
         try:
             require_cards(self.cards)
@@ -121,15 +122,22 @@ class Cluster:
             for card in placement.cards:
                 ours[card.node_id][card.resource] += placement.request.card_gib
                 ours[card.node_id]["memory"] += placement.request.host_gib * GIB
-        nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        # Ray takes 10 s and more to notice that a PC has gone, and starts things on it until then.
-        self.doubted = {node["NodeID"] for node in nodes if node["NodeID"] in self.doubted and not _listens(node)}
-        there = [node for node in nodes if node["NodeID"] not in self.doubted]
-        return cluster_cards(there, available_resources_per_node(), ours, virtual=self.kind)
+        return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours, virtual=self.kind)
 
-    def doubt(self, node_ids: Iterable[str]) -> None:
-        """Have these nodes asked themselves whether they are there; `look` leaves out those that do not answer."""
-        self.doubted |= set(node_ids)
+    def silent(self, doubted: Iterable[str] = ()) -> frozenset[str]:
+        """Return which of these nodes, and of those that were silent before, do not answer, asked themselves.
+
+        Ray takes 10 s and more to notice that a PC has gone, and starts things on it until then; what it has given up
+        itself is not among them.
+        """
+        asked = {*doubted, *self.silent_before}
+        nodes = [node for node in self.ray.nodes() if node["NodeID"] in asked and node["Alive"]] if asked else []
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            found = [
+                node["NodeID"] for node, listens in zip(nodes, pool.map(_listens, nodes), strict=True) if not listens
+            ]
+        self.silent_before = frozenset(found)
+        return self.silent_before
 
     def outcome(self, ref: Any) -> dict[str, Any]:
         """Return what a task or rank came to; its death is an outcome too."""

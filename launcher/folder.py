@@ -13,7 +13,8 @@ outputs/<study>/
     cancel/              an empty file named after each job that its launcher is asked to end
     forecasts.jsonl      what forecasts of its jobs were answered (launcher.known_answers)
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
-    jobs/<name>/         job.yaml, fingerprint, events.jsonl, rank0.log ..., checkpoints/, adapter/,
+    jobs/<name>/         job.yaml, fingerprint, events.jsonl, checkpoints/, adapter/, rank0.log ... (of the last try;
+                         try1.rank0.log ... are of those before, of which a rank had died),
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
                          failure.json (it failed, was cancelled or stopped early)
 """

@@ -106,6 +106,7 @@ class ForecastProcess:
             answer = dict(json.loads(process.stdout.readline()))
         except (BrokenPipeError, json.JSONDecodeError):
             process.wait()
+            self.process = None  # the next question may be another's
             self.log.seek(0)
             reason = self.log.read().strip().splitlines()
             raise ForecastDied(f"the memory forecast failed: {reason[-1] if reason else 'no answer'}") from None
@@ -130,9 +131,10 @@ def plan_jobs(
     *,
     on_card: bool,
     known: KnownAnswers | None = None,
+    with_remedies: bool = True,
 ) -> Iterator[tuple[StudyJob, Planned]]:
     """Yield each job with the setting it is to run with; those that differ in their seed together, and what fits
-    nowhere last. What is `known` is not asked again.
+    nowhere last, `with_remedies` or without. What is `known` is not asked again.
 
     Raises ShoalError where the trainer's process dies.
     """
@@ -161,8 +163,8 @@ def plan_jobs(
             else:
                 yield from _each(same, planned)
         for same, choice in refused:  # what would make them fit takes longest to find, and the others need not wait
-            refusal = f"{choice.refusal} {remedies(same[0], search)}".rstrip()
-            yield from _each(same, replace(choice, refusal=refusal))
+            advice = remedies(same[0], search) if with_remedies else ""
+            yield from _each(same, replace(choice, refusal=f"{choice.refusal} {advice}".rstrip()))
 
 
 def _each(same: Sequence[StudyJob], planned: Planned) -> Iterator[tuple[StudyJob, Planned]]:
@@ -175,12 +177,27 @@ class Planner:
     """Plans a study's jobs in a thread, while other things go on."""
 
     def __init__(
-        self, jobs: Sequence[StudyJob], cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool, known: Path
+        self,
+        jobs: Sequence[StudyJob],
+        cards: Sequence[Card],
+        nodes: Mapping[str, Node],
+        *,
+        on_card: bool,
+        known: Path,
+        with_remedies: bool,
     ) -> None:
-        """`known` is the file of the forecasts there have been."""
+        """`known` is the file of the forecasts there have been; for the rest see plan_jobs."""
         self.done: Queue[tuple[str, Planned]] = Queue()
-        arguments = (list(jobs), list(cards), dict(nodes), on_card, known)
-        threading.Thread(target=self._work, args=arguments, daemon=True).start()
+        names = {job.name for job in jobs}
+        plans = plan_jobs(
+            list(jobs),
+            list(cards),
+            dict(nodes),
+            on_card=on_card,
+            known=KnownAnswers(known),
+            with_remedies=with_remedies,
+        )
+        threading.Thread(target=self._work, args=(names, plans), daemon=True).start()
 
     def take(self) -> dict[str, Planned]:
         """Return the plans that have come since the last call, by the names of the jobs."""
@@ -192,12 +209,9 @@ class Planner:
                 return new
             new[name] = planned
 
-    def _work(
-        self, jobs: list[StudyJob], cards: list[Card], nodes: dict[str, Node], on_card: bool, known: Path
-    ) -> None:
-        left = {job.name for job in jobs}
+    def _work(self, left: set[str], plans: Iterator[tuple[StudyJob, Planned]]) -> None:
         try:
-            for job, planned in plan_jobs(jobs, cards, nodes, on_card=on_card, known=KnownAnswers(known)):
+            for job, planned in plans:
                 left.discard(job.name)
                 self.done.put((job.name, planned))
         except Exception as error:  # whatever it is, jobs can do without

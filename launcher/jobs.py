@@ -105,8 +105,8 @@ class JobRunner:
             refs += [ref for job in self.running.values() for ref in job.open_refs()]
             if refs:
                 ready, _ = self.ray.wait(refs, num_returns=1, timeout=POLL_SECONDS)
-            else:  # forecasts alone are missing
-                time.sleep(PLAN_SECONDS)
+            else:
+                time.sleep(PLAN_SECONDS if self.preparation.pending else POLL_SECONDS)
                 ready = []
             self._take_events()
             for ref in ready:
@@ -141,6 +141,7 @@ class JobRunner:
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK_SECONDS
+        self.scheduler.avoid(self.cluster.silent())
         cards, nodes = self.cluster.look(job.placement for job in [*self.running.values(), *self.reserving.values()])
         if cards != self.cluster.cards or nodes != self.cluster.nodes:
             gone = {card.key for card in self.cluster.cards} - {card.key for card in cards}
@@ -164,8 +165,7 @@ class JobRunner:
             }
             if lost:
                 running.outcomes |= lost
-                self._release(running)
-                self._go_on_after_death(running)
+                self._end_try(running)
         there = unreserved(self.cluster.cards, self.cluster.nodes)
         stranded = [job for name, job in self.waiting.items() if not room_for(self.asked[name], *there)]
         for job in stranded:
@@ -237,8 +237,18 @@ class JobRunner:
                 running.outcomes[running.refs.index(ref)] = self.cluster.outcome(ref)
         elif len(running.outcomes) < len(running.refs):
             return
+        self._end_try(running)
+
+    def _end_try(self, running: RunningJob) -> None:
+        """End a try of a job; one of which a rank has died tries again while its logs are on their way."""
+        running.goes_on = self.endings.goes_on_at_once(running)
         self._release(running)
-        self._go_on_after_death(running)
+        if any(answer.get("died") for answer in running.outcomes.values()):
+            # Its PC may have gone with it, and others too.
+            self.scheduler.avoid(self.cluster.silent(card.node_id for card in running.placement.cards))
+            self.next_look = 0.0
+        if running.goes_on:
+            self._wait_again(running)
 
     def _release(self, running: RunningJob) -> None:
         """Kill what is left of a job, free its cards, and have its logs sent home."""
@@ -247,20 +257,13 @@ class JobRunner:
         del self.running[running.job.name]
         self.folder.record_placement("end", running.placement)
         self._free(running)
+        name, tries = running.job.name, len(self.endings.restarts[running.job.name])
+        arguments = (name, running.workdir, self.inbox, f"try{tries}." if running.goes_on else "")
         for node_id in dict.fromkeys(card.node_id for card in running.placement.cards):
-            arguments, name = (running.job.name, running.workdir, self.inbox), f"{running.job.name}: collect logs"
-            ref = self.cluster.task(collect_logs, *arguments, name=name, node_id=node_id, is_light=True)
+            ref = self.cluster.task(
+                collect_logs, *arguments, name=f"{name}: collect logs", node_id=node_id, is_light=True
+            )
             self.collecting[ref] = running
-
-    def _go_on_after_death(self, running: RunningJob) -> None:
-        """Let a job of which a rank has died try again while its logs are on their way."""
-        died = [answer for answer in running.outcomes.values() if answer.get("died")]
-        if died:
-            self.cluster.doubt(card.node_id for card in running.placement.cards)
-            self.next_look = 0.0  # its cards may have gone with it
-        if died and self.endings.goes_on_at_once(running):
-            running.goes_on = True
-            self._wait_again(running)
 
     def _free(self, running: RunningJob) -> None:
         """Give back what a job had reserved."""

@@ -28,7 +28,8 @@ class KnownAnswers:
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, KeyError, TypeError):
                     known = json.loads(line)
-                    self.answers[known["key"]] = dict(known["answer"])
+                    if known["answer"]["ok"]:
+                        self.answers[known["key"]] = dict(known["answer"])
 
     def get(self, key: str) -> Answer | None:
         """Return what a question was answered before, if it was."""
@@ -55,8 +56,11 @@ def key_of(question: dict[str, Any], data_content: Sequence[str]) -> str:
 
 
 def _files_of(model: str) -> list[tuple[str, int, int]]:
-    """Return name, bytes and time (ns) of each file of a local model: configuration and tokenizer among them."""
-    with suppress(OSError):  # a hub name or a built-in model
-        found = [(path.name, path.stat()) for path in sorted(Path(model).iterdir())]
-        return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
-    return []
+    """Return name, bytes and time (ns) of each file of a local model, configuration and tokenizer among them; none of
+    one that is built in or the hub's."""
+    found = []
+    for path in sorted(Path(model).rglob("*")):
+        with suppress(OSError):  # a link that leads nowhere
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return found

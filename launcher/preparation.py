@@ -90,11 +90,18 @@ class Preparation:
         ready = [(job, self.plans.pop(job.name)) for job in self.prepared if job.name in self.plans]
         for job, planned in ready:
             self.prepared.remove(job)
-            if isinstance(planned, UserError):  # its rank would say the same, and keep cards from others until then
+            if self._is_refused(job, planned):
                 self.fail(job, str(planned), "", is_user_error=True)
             elif isinstance(planned, ShoalError):
                 self.say(f"{job.name}: {planned} It gets whole cards.")
-        return [(job, planned) for job, planned in ready if not isinstance(planned, UserError)]
+        return [(job, planned) for job, planned in ready if not self._is_refused(job, planned)]
+
+    def _is_refused(self, job: StudyJob, planned: Planned) -> bool:
+        """Whether a job's rank would say the same as its forecast, and keep cards from others until then.
+
+        One that has trained was in order; what is amiss now is here, as a hub that does not answer.
+        """
+        return isinstance(planned, UserError) and not self.folder.has_checkpoint(job)
 
     def asked(self, job: StudyJob, planned: Planned) -> tuple[Request, str | None]:
         """Return what a job asks of the scheduler, and why no cards would ever do where that is so."""
@@ -106,9 +113,12 @@ class Preparation:
         return asked, None if fits else explain(job.spec, asked, cards, nodes)
 
     def plan_again(self, jobs: Sequence[StudyJob]) -> None:
-        """Plan jobs for the cards that are left; they become ready once more."""
+        """Plan jobs for the cards that are left; they become ready once more.
+
+        What fits them no longer waits for cards to come back, and needs no advice on its study.
+        """
         self.prepared += jobs
-        self._plan(jobs)
+        self._plan(jobs, with_remedies=False)
 
     def drop(self, name: str) -> StudyJob:
         """Let go of a job that is not ready yet, and of what is made for it alone; return it."""
@@ -128,11 +138,13 @@ class Preparation:
             self.cluster.ray.cancel(ref, force=True)
         return job
 
-    def _plan(self, jobs: Sequence[StudyJob]) -> None:
+    def _plan(self, jobs: Sequence[StudyJob], *, with_remedies: bool = True) -> None:
         if jobs:
             # What others have reserved they will give back: a job is planned for the cards, not for the moment.
             cards, nodes = unreserved(self.cluster.cards, self.cluster.nodes)
-            self.planners.append(Planner(jobs, cards, nodes, on_card=self.cluster.on_card, known=self.folder.forecasts))
+            known, on_card = self.folder.forecasts, self.cluster.on_card
+            planner = Planner(jobs, cards, nodes, on_card=on_card, known=known, with_remedies=with_remedies)
+            self.planners.append(planner)
 
     def _prepare(self, jobs: Sequence[StudyJob]) -> None:
         """Start one task for each distinct data; jobs wait for theirs."""

@@ -38,16 +38,13 @@ class Remedy:
 
     text: str
     choice: Choice
-    """How the job runs then."""
-    is_least: bool = True
-    """Whether that is the setting that needs least, of those that the change leaves open."""
+    """How the job could run then."""
 
     def __str__(self) -> str:
-        least = "at least " if self.is_least else ""
         gib = f"{self.choice.asked.card_gib:.2f} GiB"
         if self.choice.forecast.memory.card:  # the host's memory may be what decided
             gib += f" of card memory and {self.choice.asked.host_gib:.2f} GiB of host memory"
-        return f"{self.text} (needs {least}{gib} a rank)"
+        return f"{self.text} ({gib} a rank are enough then)"
 
 
 class _Trials:
@@ -76,17 +73,18 @@ class _Trials:
 def remedies(job: StudyJob, search: Search) -> str:
     """Return in a sentence what would make a job fit: the least change there is, in the order below, and its rivals.
 
-    Empty where that is not known, since forecasts failed.
+    Empty where that is not known: forecasts failed, or what fits cannot be told from the study by its words.
     """
     trials = _Trials(search)
     found: list[Remedy] = []
-    if any(trials.fitting(_shortened(base)) for base in _bases(job)):
+    fits = any(trials.fitting(_shortened(base)) for base in _bases(job))
+    if fits:
         # A big model's forecast takes seconds, so what changes more is tried only where less does not do.
         for ways in (_freed_and_quantized, _all_freed, _shorter, _all_at_once):
             found = found or list(islice(ways(job, trials), MOST))
     if found:
         return f"It fits with {'; or with '.join(map(str, found))}."
-    if trials.has_failed:
+    if fits or trials.has_failed:
         return ""
     nf4 = "an nf4 base, " if trials.quantized and job.spec.model.quantization != "nf4" else ""
     return (
@@ -125,14 +123,14 @@ def _freed(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
         text = _written(choice.setting, job, keys & job.fixed) if choice else ""
         if choice and text and text not in seen:
             seen.add(text)
-            yield Remedy(text=text, choice=choice, is_least=least)
+            yield Remedy(text=text, choice=choice)
 
 
 def _all_freed(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
     """Yield all that the study has set, as the planner would choose it."""
     choice = trials.fitting(replace(job, fixed=frozenset()), least=False)
     if choice and (text := _written(choice.setting, job, job.fixed)):
-        yield Remedy(text=text, choice=choice, is_least=False)
+        yield Remedy(text=text, choice=choice)
 
 
 def _shorter(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
@@ -152,8 +150,9 @@ def _all_at_once(job: StudyJob, trials: _Trials) -> Iterator[Remedy]:
         variant = _grown(base, job, trials)
         if choice := trials.fitting(variant, least=False):
             text = " and ".join(filter(None, (_written(choice.setting, job, job.fixed), _changed(variant, job))))
-            yield Remedy(text=text, choice=choice, is_least=False)
-            return
+            if text:
+                yield Remedy(text=text, choice=choice)
+                return
 
 
 def _grown(variant: StudyJob, job: StudyJob, trials: _Trials) -> StudyJob:

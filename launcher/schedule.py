@@ -62,6 +62,8 @@ class Scheduler:
         self.submitted = 0
         self.holds: list[Hold] = []
         """Of the first jobs without room, in their order; true until something on the held cards changes."""
+        self.avoided: frozenset[str] = frozenset()
+        """Nodes that nothing is started on for now."""
         self.ahead: dict[str, Request] = {}
         """Waiting jobs of other studies, which go first; see `give_way`."""
 
@@ -100,6 +102,10 @@ class Scheduler:
         self.holds = []
         for placement in self.running.values():
             self.board.take(placement)
+
+    def avoid(self, node_ids: frozenset[str]) -> None:
+        """Start nothing on these nodes until told otherwise; what runs there is left to run."""
+        self.avoided = node_ids
 
     def give_way(self, requests: Iterable[Request]) -> bool:
         """Keep the room free that others' jobs wait for, as if they were ours; all have a higher priority than ours.
@@ -157,9 +163,10 @@ class Scheduler:
         crowded = self.waiting_gib > self.board.total_free_gib
 
         def allowed(key: CardKey) -> bool:
-            return key not in held or held[key].allows(key, request, self.board, now)
+            is_held = key in held and not held[key].allows(key, request, self.board, now)
+            return key[0] not in self.avoided and not is_held
 
-        return self.board.find(request, allowed if held else None, tight=crowded)
+        return self.board.find(request, allowed if held or self.avoided else None, tight=crowded)
 
     def _start(self, kind: Kind, cards: tuple[Card, ...], now: float) -> Placement:
         """Book the first job of a kind on these cards."""

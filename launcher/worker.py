@@ -166,20 +166,22 @@ def check_data(spec: JobSpec) -> Outcome:
         return _task_error(error)
 
 
-def collect_logs(job: str, workdir: str, inbox: Any) -> dict[str, str]:
+def collect_logs(job: str, workdir: str, inbox: Any, prefix: str) -> dict[str, str]:
     """Ray task on a node the job ran on: send its rank logs home and clear its scratch folder.
 
-    Returns the last lines of each log.
+    `prefix` is put before the logs' names: another try may send its own meanwhile. Returns the last lines of each log.
     """
     tails = {}
     recorder = RayRecorder(inbox, job)
-    for log in sorted(Path(workdir).glob("rank*.log")):
-        redact_file(log)
-        recorder.save(log.name, log)
-        tails[log.name] = log_tail(log)
-    shutil.rmtree(workdir, ignore_errors=True)
-    with suppress(OSError):  # other jobs of the study still have theirs in it
-        Path(workdir).parent.rmdir()
+    try:
+        for log in sorted(Path(workdir).glob("rank*.log")):
+            redact_file(log)
+            recorder.save(prefix + log.name, log)
+            tails[log.name] = log_tail(log)
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+        with suppress(OSError):  # other jobs of the study still have theirs in it
+            Path(workdir).parent.rmdir()
     return tails
 
 

@@ -157,7 +157,7 @@ def test_a_log_that_comes_home_holds_no_secret_and_is_the_same_else(
     workdir = tmp_path / "work/job"
     workdir.mkdir(parents=True)
     (workdir / "rank0.log").write_bytes(b"10%\r20%\r\n\xff " + secrets.encode() + b"\nlast\n")
-    tails = collect_logs("job", str(workdir), Inbox(str(tmp_path / "jobs")))
+    tails = collect_logs("job", str(workdir), Inbox(str(tmp_path / "jobs")), "")
     log = (tmp_path / "jobs/job/rank0.log").read_bytes()
     assert b"hidden" not in log and log.startswith(b"10%\r20%\r\n\xff [WANDB_API_KEY]") and log.endswith(b"\nlast\n")
     assert "hidden" not in tails["rank0.log"]

@@ -64,6 +64,8 @@ def test_a_local_model_that_changed_is_another_question(tmp_path: Path) -> None:
     question = {"spec": spec_of(model=ModelSpec(model_name_or_path=str(tmp_path))).to_dict()}
     before = key_of(question, [])
     assert key_of(question, []) == before
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    assert key_of(question, []) == before
     (tmp_path / "tokenizer.json").write_text("{}")
     assert key_of(question, []) != before
 
@@ -80,6 +82,6 @@ def test_a_damaged_line_costs_its_answer_alone(tmp_path: Path) -> None:
     file = tmp_path / "forecasts.jsonl"
     KnownAnswers(file).add("one", {"ok": True})
     with file.open("a") as stream:
-        stream.write('{"key": "torn", "ans\n[1]\n')
+        stream.write('{"key": "torn", "ans\n[1]\n{"key": "damaged", "answer": {}}\n')
     KnownAnswers(file).add("two", {"ok": True})
     assert KnownAnswers(file).answers == {"one": {"ok": True}, "two": {"ok": True}}

@@ -79,3 +79,15 @@ def test_a_process_that_dies_takes_no_refusal_along(monkeypatch: pytest.MonkeyPa
     assert done.name == "large" and isinstance(choice, Choice) and choice.refusal
     with pytest.raises(forecast.ForecastDied):
         next(planned)
+
+
+def test_without_remedies_a_refusal_is_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advice(*_: Any) -> str:
+        return "It fits with less."
+
+    monkeypatch.setattr(forecast, "ForecastProcess", FakeProcess)
+    monkeypatch.setattr(forecast, "remedies", advice)
+    for with_remedies, end in ((True, "has 8. It fits with less."), (False, "has 8.")):
+        planned = forecast.plan_jobs([job("large", LARGE)], [CARD], NODES, on_card=True, with_remedies=with_remedies)
+        ((_, choice),) = planned
+        assert isinstance(choice, Choice) and str(choice.refusal).endswith(end)

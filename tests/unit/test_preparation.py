@@ -88,9 +88,12 @@ def test_what_is_known_of_the_data_is_not_computed_again(tmp_path: Path, monkeyp
     assert tasks == []
 
 
-def test_what_the_trainer_would_refuse_gets_no_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = job("refused")
-    (tmp_path / "jobs/refused/checkpoints/step-10").mkdir(parents=True)
-    found, _ = begin(monkeypatch, StudyFolder(tmp_path), [refused], RefusingPlanner)
-    assert found.ready() == [] and found.prepared == []
-    FAILED.assert_called_once_with(refused, "no such layer.", "", is_user_error=True)
+def test_what_the_trainer_would_refuse_gets_no_cards_unless_it_has_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = job("new"), job("old", "other.csv")
+    (tmp_path / "jobs/old/checkpoints/step-10").mkdir(parents=True)
+    found, _ = begin(monkeypatch, StudyFolder(tmp_path), [new, old], RefusingPlanner)
+    found.prepared.append(new)  # its preparation has found nothing amiss
+    assert [ready.name for ready, _ in found.ready()] == ["old"] and found.prepared == []
+    FAILED.assert_called_once_with(new, "no such layer.", "", is_user_error=True)

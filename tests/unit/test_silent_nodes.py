@@ -6,9 +6,10 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
+from launcher.board import Request
+from launcher.cards import Card, Node
 from launcher.cluster import Cluster
+from launcher.schedule import Scheduler
 
 
 def node(name: str, port: int) -> dict[str, Any]:
@@ -18,27 +19,32 @@ def node(name: str, port: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_doubted_node_is_left_out_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray._private.state.available_resources_per_node", dict)
+def test_nodes_that_do_not_answer_are_silent_until_they_do() -> None:
     here, gone = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
     nodes = [node("here", here.getsockname()[1]), node("gone", gone.getsockname()[1])]
     cluster = Cluster.__new__(Cluster)
-    cluster.ray, cluster.kind, cluster.doubted = SimpleNamespace(nodes=lambda: nodes), True, set()
-
-    def seen() -> list[str]:
-        cards, known = cluster.look([])
-        assert {card.node_id for card in cards} == set(known)
-        return sorted(known)
-
+    cluster.ray, cluster.silent_before = SimpleNamespace(nodes=lambda: nodes), frozenset()
     place = gone.getsockname()
     gone.close()
-    assert seen() == ["gone", "here"]  # nobody has doubted it
-    cluster.doubt(["here", "gone"])
-    assert seen() == ["here"] == seen()
+    assert cluster.silent() == frozenset()  # nobody has doubted it
+    assert cluster.silent(["here", "gone"]) == {"gone"} == cluster.silent()
     with socket.create_server(place):
-        assert seen() == ["gone", "here"]
-    assert seen() == ["gone", "here"] and not cluster.doubted
+        assert cluster.silent() == frozenset()
+    assert cluster.silent() == frozenset()  # it has answered
     nodes[1]["Alive"] = False
-    cluster.doubt(["gone"])
-    assert seen() == ["here"] and not cluster.doubted  # Ray has noticed
+    assert cluster.silent(["gone"]) == frozenset()  # Ray has given it up itself
     here.close()
+
+
+def test_nothing_is_started_on_nodes_that_are_avoided_and_what_runs_there_runs_on() -> None:
+    cards = [Card(node_id=name, host=name, index=0, size=8, gib=8.0, num_threads=1) for name in ("a", "b")]
+    nodes = {name: Node(node_id=name, host=name, total_gib=64, host_gib=64, cores=2) for name in ("a", "b")}
+    scheduler = Scheduler(cards, nodes)
+    scheduler.submit(Request(job="early", card_gib=8.0))
+    (early,) = scheduler.start(0.0)
+    other = ({"a", "b"} - {early.cards[0].node_id}).pop()
+    scheduler.avoid(frozenset({other}))
+    scheduler.submit(Request(job="late", card_gib=8.0))
+    assert scheduler.start(1.0) == [] and set(scheduler.running) == {"early"}
+    scheduler.avoid(frozenset())
+    assert [placement.cards[0].node_id for placement in scheduler.start(2.0)] == [other]

@@ -80,8 +80,11 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     config.pop("_name_or_path", None)  # the same model elsewhere needs no forecast of its own
     lengths = _lengths(data, model, checkpoint, vocabulary_size(model_config))
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
+    in_bf16 = spec.deepspeed.get("bf16", {}).get("enabled")
     if spec.model.dtype != "auto":
         dtype = spec.model.dtype
+    elif isinstance(in_bf16, bool):  # the file knows the cards, or its ranks refuse it
+        dtype = "bf16" if in_bf16 else "fp32"
     elif on_card:
         dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
