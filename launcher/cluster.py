@@ -33,7 +33,7 @@ OBJECT_STORE_BYTES = 512 << 20
 
 
 CONNECT_SECONDS = 10.0
-LISTEN_SECONDS = 1.0
+LISTEN_SECONDS = 0.3
 """How long a node may take to answer of which something has died."""
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 NODE_ID_LABEL = "ray.io/node-id"

@@ -14,7 +14,7 @@ outputs/<study>/
     forecasts.jsonl      what forecasts of its jobs were answered (launcher.known_answers)
     placements.jsonl     when each job started and left which cards, with what it had reserved of them
     jobs/<name>/         job.yaml, fingerprint, events.jsonl, checkpoints/, adapter/, rank0.log ... (of the last try;
-                         try1.rank0.log ... are of those before, of which a rank had died),
+                         those of tries of which a rank died begin with when),
                          plan.json (after it ran out of memory), predictions.parquet, and last result.json (success) or
                          failure.json (it failed, was cancelled or stopped early)
 """

@@ -14,6 +14,7 @@ from launcher.board import Request
 from launcher.cards import Node, unreserved
 from launcher.choose import Choice
 from launcher.cluster import Cluster
+from launcher.collecting import LogCollector
 from launcher.early_stopping import EarlyStops, Stop
 from launcher.endings import Endings
 from launcher.expand import StudyJob
@@ -28,7 +29,7 @@ from launcher.schedule import Scheduler, room_for
 from launcher.state import OPEN, JobState
 from launcher.status import StatusFile
 from launcher.table import StudyView
-from launcher.worker import Outcome, RunJob, collect_logs
+from launcher.worker import Outcome, RunJob
 from training.forecast.memory_estimate import MemoryEstimate
 
 POLL_SECONDS = 0.5
@@ -40,8 +41,6 @@ RESERVE_SECONDS = 15.0
 """How long Ray may take to reserve what was free at the last look; another study may have been faster."""
 GRACE_SECONDS = 3.0
 """How long the other ranks get after one failed: one of them may know the cause."""
-COLLECT_SECONDS = 10.0
-"""How long an interrupted study waits for logs."""
 
 
 class JobRunner:
@@ -82,14 +81,14 @@ class JobRunner:
         """Job -> what it waits for, or has."""
         self.reserving: dict[Any, RunningJob] = {}
         self.running: dict[str, RunningJob] = {}
-        self.collecting: dict[Any, RunningJob] = {}
+        self.logs = LogCollector(cluster, self.inbox)
         self.tries = itertools.count(1)
         self.next_look = time.monotonic() + LOOK_SECONDS
 
     def run(self, jobs: Sequence[StudyJob], all_jobs: Sequence[StudyJob]) -> None:
         """Run `jobs`, and the baselines of the data of `all_jobs` that are missing; return when all have ended."""
         self.preparation.begin(jobs, all_jobs)
-        while self.preparation.pending or self.waiting or self.reserving or self.running or self.collecting:
+        while self.preparation.pending or self.waiting or self.reserving or self.running or self.logs.open:
             for job, planned in self.preparation.ready():
                 self._admit(job, planned)
             for name in self.status.take_cancelled():
@@ -101,7 +100,7 @@ class JobRunner:
                 self.next_look = 0.0  # what they no longer wait for they have
             self._look()
             self._start_jobs()
-            refs = [*self.preparation.refs, *self.reserving, *self.collecting]
+            refs = [*self.preparation.refs, *self.reserving, *self.logs.open]
             refs += [ref for job in self.running.values() for ref in job.open_refs()]
             if refs:
                 ready, _ = self.ray.wait(refs, num_returns=1, timeout=POLL_SECONDS)
@@ -120,8 +119,7 @@ class JobRunner:
         for job in list(self.running.values()):
             self.states[job.job.name].phase = "interrupted"
             self._release(job)
-        if self.collecting:
-            self.ray.wait(list(self.collecting), num_returns=len(self.collecting), timeout=COLLECT_SECONDS)
+        self.logs.finish()
 
     def _admit(self, job: StudyJob, planned: Planned) -> None:
         """Let a job wait for cards, or refuse it where no card would ever do."""
@@ -133,6 +131,9 @@ class JobRunner:
             self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")
         else:
             self.plans[job.name], self.asked[job.name] = planned, replace(asked, priority=self.status.priority)
+            if not room_for(asked, *unreserved(self.cluster.cards, self.cluster.nodes)):
+                self.preparation.plan_again([job])  # cards have gone while it was planned
+                return
         self.waiting[job.name] = job
         self.scheduler.submit(self.asked[job.name])
 
@@ -140,8 +141,8 @@ class JobRunner:
         """Take in that cards appeared or went, or that other studies have taken some."""
         if time.monotonic() < self.next_look:
             return
-        self.next_look = time.monotonic() + LOOK_SECONDS
         self.scheduler.avoid(self.cluster.silent())
+        self.next_look = time.monotonic() + LOOK_SECONDS
         cards, nodes = self.cluster.look(job.placement for job in [*self.running.values(), *self.reserving.values()])
         if cards != self.cluster.cards or nodes != self.cluster.nodes:
             gone = {card.key for card in self.cluster.cards} - {card.key for card in cards}
@@ -207,8 +208,8 @@ class JobRunner:
             self.preparation.take(ref, self.cluster.outcome(ref))
         elif ref in self.reserving:
             self._begin(self.reserving.pop(ref), self.cluster.outcome(ref))
-        elif ref in self.collecting:
-            self._take_logs(self.collecting.pop(ref), ref)
+        elif ref in self.logs.open:
+            self._take_logs(ref)
         else:
             job = next(job for job in self.running.values() if ref in job.refs)
             self._take_rank(job, job.refs.index(ref))
@@ -241,12 +242,17 @@ class JobRunner:
 
     def _end_try(self, running: RunningJob) -> None:
         """End a try of a job; one of which a rank has died tries again while its logs are on their way."""
+        if not all(answer["ok"] for answer in running.outcomes.values()):
+            # A PC may have gone, of which the other ranks' errors are the first sign.
+            silent = self.cluster.silent(card.node_id for card in running.placement.cards)
+            self.scheduler.avoid(silent)
+            self.next_look = 0.0
+            for rank, card in enumerate(running.placement.cards):
+                if card.node_id in silent:
+                    gone = {"ok": False, "error": "its PC does not answer", "died": True}
+                    running.outcomes.setdefault(rank, gone)
         running.goes_on = self.endings.goes_on_at_once(running)
         self._release(running)
-        if any(answer.get("died") for answer in running.outcomes.values()):
-            # Its PC may have gone with it, and others too.
-            self.scheduler.avoid(self.cluster.silent(card.node_id for card in running.placement.cards))
-            self.next_look = 0.0
         if running.goes_on:
             self._wait_again(running)
 
@@ -257,13 +263,7 @@ class JobRunner:
         del self.running[running.job.name]
         self.folder.record_placement("end", running.placement)
         self._free(running)
-        name, tries = running.job.name, len(self.endings.restarts[running.job.name])
-        arguments = (name, running.workdir, self.inbox, f"try{tries}." if running.goes_on else "")
-        for node_id in dict.fromkeys(card.node_id for card in running.placement.cards):
-            ref = self.cluster.task(
-                collect_logs, *arguments, name=f"{name}: collect logs", node_id=node_id, is_light=True
-            )
-            self.collecting[ref] = running
+        self.logs.begin(running)
 
     def _free(self, running: RunningJob) -> None:
         """Give back what a job had reserved."""
@@ -279,15 +279,10 @@ class JobRunner:
         else:
             self.preparation.plan_again([running.job])
 
-    def _take_logs(self, running: RunningJob, ref: Any) -> None:
-        """End the job once the logs of its last node are in."""
-        outcome = self.cluster.outcome(ref)
-        tails: dict[str, str] = outcome["result"] if outcome["ok"] else {}
-        running.outcomes = {
-            rank: {**answer, "log_tail": tails.get(f"rank{rank}.log", answer.get("log_tail", ""))}
-            for rank, answer in running.outcomes.items()
-        }
-        if running in self.collecting.values() or running.goes_on:
+    def _take_logs(self, ref: Any) -> None:
+        """End a job once the logs of its last node are in."""
+        running = self.logs.take(ref)
+        if running is None:
             return
         self._take_events()
         if self.endings.settle(running, self.plans[running.job.name]):
@@ -302,10 +297,9 @@ class JobRunner:
             self.states[name].phase = "cancelling" if why is CANCELLED else "stopping"
             self._release(self.running[name])
             return
-        going_on = [running for running in self.collecting.values() if running.job.name == name]
-        going_on = [running for running in going_on if not running.goes_on]
-        if going_on:  # it has ended, and tries again unless it ended well
-            going_on[0].unwanted = why if failure_of(going_on[0]) is not None else None
+        ended = self.logs.waiting(name)
+        if ended:  # it tries again unless it ended well
+            ended.unwanted = why if failure_of(ended) is not None else None
             return
         if name in self.waiting:
             job = self.waiting.pop(name)

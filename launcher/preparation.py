@@ -87,21 +87,19 @@ class Preparation:
         """Return the jobs that have become ready, with how they are to run."""
         for planner in self.planners:
             self.plans |= planner.take()
-        ready = [(job, self.plans.pop(job.name)) for job in self.prepared if job.name in self.plans]
-        for job, planned in ready:
+        ready = []
+        for job in [job for job in self.prepared if job.name in self.plans]:
+            planned = self.plans.pop(job.name)
             self.prepared.remove(job)
-            if self._is_refused(job, planned):
+            # Its rank would say the same, and keep cards from others until then. A job that has trained was in order:
+            # what is amiss now is here, as a hub that does not answer.
+            if isinstance(planned, UserError) and not self.folder.has_checkpoint(job):
                 self.fail(job, str(planned), "", is_user_error=True)
-            elif isinstance(planned, ShoalError):
+                continue
+            if isinstance(planned, ShoalError):
                 self.say(f"{job.name}: {planned} It gets whole cards.")
-        return [(job, planned) for job, planned in ready if not self._is_refused(job, planned)]
-
-    def _is_refused(self, job: StudyJob, planned: Planned) -> bool:
-        """Whether a job's rank would say the same as its forecast, and keep cards from others until then.
-
-        One that has trained was in order; what is amiss now is here, as a hub that does not answer.
-        """
-        return isinstance(planned, UserError) and not self.folder.has_checkpoint(job)
+            ready.append((job, planned))
+        return ready
 
     def asked(self, job: StudyJob, planned: Planned) -> tuple[Request, str | None]:
         """Return what a job asks of the scheduler, and why no cards would ever do where that is so."""

@@ -105,7 +105,8 @@ class Scheduler:
 
     def avoid(self, node_ids: frozenset[str]) -> None:
         """Start nothing on these nodes until told otherwise; what runs there is left to run."""
-        self.avoided = node_ids
+        if node_ids != self.avoided:
+            self.avoided, self.holds = node_ids, []
 
     def give_way(self, requests: Iterable[Request]) -> bool:
         """Keep the room free that others' jobs wait for, as if they were ours; all have a higher priority than ours.
@@ -215,7 +216,11 @@ class Scheduler:
         for size, order in self.board.by_size.items():
             if size + TOLERANCE < request.card_gib:
                 continue
-            times = sorted((self._room_at(key, request, now), key) for _, key in order if key not in held)
+            times = sorted(
+                (self._room_at(key, request, now), key)
+                for _, key in order
+                if key not in held and key[0] not in self.avoided
+            )
             if len(times) < request.num_ranks:
                 continue
             until = times[request.num_ranks - 1][0]

@@ -173,15 +173,13 @@ def collect_logs(job: str, workdir: str, inbox: Any, prefix: str) -> dict[str, s
     """
     tails = {}
     recorder = RayRecorder(inbox, job)
-    try:
-        for log in sorted(Path(workdir).glob("rank*.log")):
-            redact_file(log)
-            recorder.save(prefix + log.name, log)
-            tails[log.name] = log_tail(log)
-    finally:
-        shutil.rmtree(workdir, ignore_errors=True)
-        with suppress(OSError):  # other jobs of the study still have theirs in it
-            Path(workdir).parent.rmdir()
+    for log in sorted(Path(workdir).glob("rank*.log")):
+        redact_file(log)
+        recorder.save(prefix + log.name, log)
+        tails[log.name] = log_tail(log)
+    shutil.rmtree(workdir, ignore_errors=True)
+    with suppress(OSError):  # other jobs of the study still have theirs in it
+        Path(workdir).parent.rmdir()
     return tails
 
 

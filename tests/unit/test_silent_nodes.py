@@ -48,3 +48,21 @@ def test_nothing_is_started_on_nodes_that_are_avoided_and_what_runs_there_runs_o
     assert scheduler.start(1.0) == [] and set(scheduler.running) == {"early"}
     scheduler.avoid(frozenset())
     assert [placement.cards[0].node_id for placement in scheduler.start(2.0)] == [other]
+
+
+def test_no_avoided_card_is_held_for_a_job_that_waits() -> None:
+    """Else the cards that it will really have are given to later jobs."""
+    cards = [Card(node_id=name, host=name, index=i, size=8, gib=8.0, num_threads=1) for name in "ab" for i in (0, 1)]
+    nodes = {name: Node(node_id=name, host=name, total_gib=64, host_gib=64, cores=2) for name in "ab"}
+    scheduler = Scheduler(cards, nodes)
+    scheduler.avoid(frozenset("a"))
+    for name in ("one", "two"):
+        scheduler.submit(Request(job=name, card_gib=8.0, seconds=100.0))
+    assert {card.node_id for placement in scheduler.start(0.0) for card in placement.cards} == {"b"}
+    scheduler.submit(Request(job="wide", card_gib=8.0, num_ranks=2, seconds=1000.0, priority=1))
+    scheduler.submit(Request(job="later", card_gib=8.0, seconds=500.0))
+    assert scheduler.start(1.0) == []
+    scheduler.end("one")
+    assert scheduler.start(2.0) == []  # it is kept for the wide one
+    scheduler.end("two")
+    assert [placement.job for placement in scheduler.start(3.0)] == ["wide"]
