@@ -27,9 +27,10 @@ def _strikes(found: dict[str, Any]) -> str:
     rows = {
         "undisturbed": f"{found['undisturbed_seconds'] / 60:.1f} min",
         "struck": f"{found['struck_seconds'] / 60:.1f} min",
-        "useful share of the time (asked for: 90 %)": f"{found['useful']:.1%}",
+        "useful share of the jobs' time (asked for: 90 %)": f"{found['useful']:.1%}",
+        "of the study's, which ends with the job that was struck most": f"{found['useful_of_study']:.1%}",
         "strikes": ", ".join(f"{kind} {count}" for kind, count in kinds.items()),
-        "steps made again, a strike": f"{found['redone_steps'] / number:.1f}",
+        "steps made again, a strike (of those reported)": f"{found['redone_steps'] / number:.1f}",
         "time lost, a strike": f"{(found['struck_seconds'] - found['undisturbed_seconds']) / number:.0f} s",
         "restarts of jobs the launcher counted": str(found["restarts"]),
     }

@@ -37,9 +37,10 @@ Outcome = dict[str, Any]
 
 
 class RankActor:
-    """One rank in its own process. Made a Ray actor by the launcher, which sets CUDA_VISIBLE_DEVICES beforehand."""
+    """One rank in its own process. Made a Ray actor by the launcher."""
 
-    def __init__(self, workdir: str, rank: int) -> None:
+    def __init__(self, workdir: str, rank: int, environment: dict[str, str]) -> None:
+        os.environ.update(environment)  # its card among it, before anything of CUDA or torch is loaded
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         # Ctrl-C in the terminal is the head's to handle: it ends the ranks itself.

@@ -63,15 +63,20 @@ def compute_metrics(
     """
     if problem_type == MULTI_LABEL:
         return compute_multi_label_metrics(logits, labels)
-    from sklearn.metrics import accuracy_score, f1_score
-
-    predicted = logits.argmax(axis=1)
+    truth, predicted = np.asarray(labels), logits.argmax(axis=1)
     wide = logits.astype(np.float64)
     log_sum = np.logaddexp.reduce(wide, axis=1)
     losses = log_sum - wide[np.arange(len(labels)), labels]
+    # As scikit-learn has them, which every rank that starts would take more than a second to load.
+    right = truth == predicted
+    num_right, num_true, num_predicted = (
+        np.bincount(classes, minlength=logits.shape[1]) for classes in (truth[right], truth, predicted)
+    )
+    occurs = num_true + num_predicted > 0
+    f1 = 2.0 * num_right[occurs] / (num_true + num_predicted)[occurs]
     return {
-        "accuracy": float(accuracy_score(labels, predicted)),
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "accuracy": float(right.mean()),
+        "macro_f1": float(f1.mean()),
         "loss": float(losses.mean()),
         "num_samples": float(len(labels)),
     }

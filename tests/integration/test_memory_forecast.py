@@ -76,7 +76,7 @@ def test_a_file_of_the_users_is_named_where_it_contradicts_and_its_micro_batch_i
     settings = study.read_text() + f"deepspeed: {mine}\n"
     for content, status, said in (
         ({"gradient_clipping": 5}, 2, f"{mine}: gradient_clipping is 5 and the job says 1.0."),
-        ({"train_micro_batch_size_per_gpu": 4}, 0, "with mine, batch 4 x 2, one rank"),
+        ({"train_micro_batch_size_per_gpu": 4}, 0, "mine, batch 4 x 2, one rank"),
     ):
         mine.write_text(json.dumps({**content, "zero_optimization": {"stage": 1}}))
         study.write_text(settings)

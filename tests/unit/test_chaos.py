@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import all_met, compare, memory_at
+from benchmarks.chaos import all_met, compare, memory_at, redone_of, seconds_of
 from benchmarks.chaos_report import markdown
 
 ABOUT = {"date": "2026-11-28", "hardware": "some CPU", "versions": {"ray": "2"}}
 
 
-def write_job(study: Path, steps: list[int], adapter: bytes = b"a", predictions: bytes = b"p") -> None:
+def write_job(study: Path, steps: int, adapter: bytes = b"a", predictions: bytes = b"p") -> None:
     job = study / "outputs/chaos/jobs/seed0"
     (job / "adapter").mkdir(parents=True)
     (job / "adapter/adapter_model.safetensors").write_bytes(adapter)
     (job / "predictions.parquet").write_bytes(predictions)
-    (job / "events.jsonl").write_text("".join(json.dumps({"kind": "step", "step": step}) + "\n" for step in steps))
-    (job / "result.json").write_text("{}")
+    (job / "result.json").write_text(json.dumps({"train": {"steps": steps}}))
     write_report(study)
 
 
@@ -33,16 +32,14 @@ def write_report(study: Path, accuracy: float = 0.5, seconds: float = 1.0) -> No
 @pytest.mark.parametrize(
     ("steps", "adapter", "predictions", "wrong"),
     [
-        ([1, 2, 2, 3], b"a", b"p", []),
-        ([1, 3], b"a", b"p", ["seed0: steps are missing"]),
-        ([1, 2, 3], b"b", b"p", ["seed0: adapter/adapter_model.safetensors is another"]),
-        ([1, 2, 3], b"a", b"q", ["seed0: predictions.parquet is another"]),
+        (3, b"a", b"p", []),
+        (2, b"a", b"p", ["seed0: it made another number of steps"]),
+        (3, b"b", b"p", ["seed0: adapter/adapter_model.safetensors is another"]),
+        (3, b"a", b"q", ["seed0: predictions.parquet is another"]),
     ],
 )
-def test_a_loss_is_noticed(
-    tmp_path: Path, steps: list[int], adapter: bytes, predictions: bytes, wrong: list[str]
-) -> None:
-    write_job(tmp_path / "calm", [1, 2, 3])
+def test_a_loss_is_noticed(tmp_path: Path, steps: int, adapter: bytes, predictions: bytes, wrong: list[str]) -> None:
+    write_job(tmp_path / "calm", 3)
     write_job(tmp_path / "struck", steps, adapter, predictions)
     assert compare(tmp_path / "calm", tmp_path / "struck", 3) == wrong
     (tmp_path / "nothing/outputs/chaos").mkdir(parents=True)
@@ -52,16 +49,29 @@ def test_a_loss_is_noticed(
 
 def test_another_answer_is_noticed_and_another_duration_is_none(tmp_path: Path) -> None:
     for study in ("calm", "struck"):
-        write_job(tmp_path / study, [1])
+        write_job(tmp_path / study, 1)
     write_report(tmp_path / "struck", seconds=7.0)
     assert compare(tmp_path / "calm", tmp_path / "struck", 1) == []
     write_report(tmp_path / "struck", accuracy=0.25)
     assert compare(tmp_path / "calm", tmp_path / "struck", 1) == ["the report gives another answer"]
 
 
+def test_a_jobs_time_is_all_of_its_tries_and_steps_made_again_are_counted(tmp_path: Path) -> None:
+    write_job(tmp_path, 30)
+    events = [
+        {"time": 10.0, "kind": "phase", "phase": "starting"}, {"time": 14.0, "kind": "step", "step": 16},
+        {"time": 20.0, "kind": "log", "message": "resuming after step 10 of 30"},
+        {"time": 22.0, "kind": "step", "step": 18}, {"time": 30.0, "kind": "phase", "phase": "saving"},
+    ]  # fmt: skip
+    job = tmp_path / "outputs/chaos/jobs/seed0"
+    (job / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert redone_of(job) == 6 and seconds_of(tmp_path) == 20.0
+
+
 def test_the_bounds_and_the_report() -> None:
     strikes = ABOUT | {
-        "steps": 100, "every_seconds": 60.0, "undisturbed_seconds": 900.0, "struck_seconds": 1000.0, "useful": 0.9,
+        "steps": 100, "every_seconds": 60.0, "undisturbed_seconds": 900.0, "struck_seconds": 1000.0,
+        "useful": 0.9, "useful_of_study": 0.88,
         "strikes": ["rank", "node"], "redone_steps": 10, "restarts": 2, "wrong": [],
     }  # fmt: skip
     samples = [(1, 100 << 20), (2, 110 << 20)]
@@ -72,7 +82,9 @@ def test_the_bounds_and_the_report() -> None:
     content = {"strikes": strikes, "short": short}
     assert all_met(content) and memory_at(samples, 1.5) == 110 << 20
     text = markdown({**content, "all_met": True})
-    assert "| time lost, a strike | 50 s |" in text and "| steps made again, a strike | 5.0 |" in text
+    assert (
+        "| time lost, a strike | 50 s |" in text and "| steps made again, a strike (of those reported) | 5.0 |" in text
+    )
     assert "| 2 | 110 |" in text
     for changed in (
         {"strikes": {**strikes, "useful": 0.89}}, {"strikes": {**strikes, "wrong": ["x"]}},

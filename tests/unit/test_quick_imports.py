@@ -43,3 +43,13 @@ from transformers.utils.import_utils import create_import_structure_from_path as
 assert look.cache_info().misses == look.cache_info().currsize > 100  # none was forgotten and read again
 """
     assert loaded(code, "transformers") == {"transformers"}
+
+
+def test_an_evaluation_needs_no_scikit_learn() -> None:
+    """It takes more than a second to load, in every rank that starts or goes on."""
+    code = """
+import numpy as np
+from training.evaluation import compute_metrics
+compute_metrics(np.eye(3, dtype=np.float32), [0, 1, 1])
+"""
+    assert loaded(code, "sklearn", "numpy") == {"numpy"}
