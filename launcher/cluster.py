@@ -196,11 +196,7 @@ class Cluster:
         return self.ray.remote(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
-        """Start an actor for a rank of a job in the job's reservation; return its handle.
-
-        Its environment is its own to set (`rank_environment`): given here, Ray would start a new process for it where
-        one is waiting, which takes a second.
-        """
+        """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         card = placement.cards[rank]
@@ -211,21 +207,19 @@ class Cluster:
             "memory": reserved.pop("memory", None),
             "resources": reserved,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+            "runtime_env": {
+                "env_vars": {
+                    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+                    "CUDA_VISIBLE_DEVICES": card.uuid or ("" if card.is_virtual else str(card.index)),
+                    "OMP_NUM_THREADS": str(card.num_threads),
+                }
+            },
         }
         return self.ray.remote(cls).options(**options).remote(*arguments)
 
     def stop(self) -> None:
         """Disconnect; Ray started by us ends with all its processes."""
         self.ray.shutdown()
-
-
-def rank_environment(card: Card) -> dict[str, str]:
-    """Return the environment of a rank on a card, which alone it sees; read when torch is imported."""
-    return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": card.uuid or ("" if card.is_virtual else str(card.index)),
-        "OMP_NUM_THREADS": str(card.num_threads),
-    }
 
 
 def _reserved(placement: Placement, card: Card) -> dict[str, float]:
