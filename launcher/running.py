@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from launcher.board import Placement
 from launcher.choose import Choice
-from launcher.cluster import Cluster, rank_environment
+from launcher.cluster import Cluster
 from launcher.expand import StudyJob
 from launcher.folder import fingerprint
 from launcher.forecast import Planned
@@ -69,13 +69,7 @@ def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJ
     address = None
     for rank, card in enumerate(placement.cards):
         actor = cluster.rank_actor(
-            RankActor,
-            running.workdir,
-            rank,
-            rank_environment(card),
-            placement=placement,
-            group=running.group,
-            rank=rank,
+            RankActor, running.workdir, rank, placement=placement, group=running.group, rank=rank
         )
         address = actor.address.remote(one_node) if address is None else address
         ranks = {

@@ -37,10 +37,9 @@ Outcome = dict[str, Any]
 
 
 class RankActor:
-    """One rank in its own process. Made a Ray actor by the launcher."""
+    """One rank in its own process. Made a Ray actor by the launcher, which sets CUDA_VISIBLE_DEVICES beforehand."""
 
-    def __init__(self, workdir: str, rank: int, environment: dict[str, str]) -> None:
-        os.environ.update(environment)  # its card among it, before anything of CUDA or torch is loaded
+    def __init__(self, workdir: str, rank: int) -> None:
         self.workdir = Path(workdir)
         self.workdir.mkdir(parents=True, exist_ok=True)
         # Ctrl-C in the terminal is the head's to handle: it ends the ranks itself.
