@@ -81,7 +81,6 @@ def choose(
     widest = max(most_ranks, job.spec.num_ranks)
     options.sort(key=lambda option: (option.setting.num_ranks > widest, option.seconds))
     for place, option in enumerate(options):
-        # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
         alike = _smallest_of_each_batch(options, option.setting.pair)
         choice = search.smallest(alike).choice if least else search.try_option(option)
         if choice is not None and least:
@@ -89,6 +88,7 @@ def choose(
         if choice is not None:
             slower = [search.not_tried(other, option) for other in options[place + 1 :]]
             return replace(choice, lost=(*search.lost, *slower))
+        # Before the many sizes between are asked about: does the smallest of this file and these ranks fit at all?
         search.rule_out_unless_fits(alike)
     return search.refuse()
 

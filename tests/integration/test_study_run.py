@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,10 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert by_name["killed"]["error"]["message"].startswith("rank 1: its process died")
     restarts = {name: len(job["restarts"]) for name, job in by_name.items()}
     assert restarts == dict.fromkeys(by_name, 0) | {"killed": 1, "killed-once": 1, "raises": 1}
+    for rank in (0, 1):  # of the try that was killed, named after its time, and of the last
+        earlier, last = sorted(workplace.glob(f"outputs/tiny/jobs/killed-once/*rank{rank}.log"))
+        assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d\.rank{rank}\.log", earlier.name), earlier
+        assert last.name == f"rank{rank}.log" and f"this is rank {rank} of 2" in earlier.read_text()
     assert by_name["wide"]["settings"]["deepspeed"] == "ds_configs/zero0.json"
     assert any("TF-IDF" in baseline["name"] for baseline in report["baselines"])
     (item,) = report["data_checks"]
