@@ -56,6 +56,11 @@ class StudyJob:
         return Path(self.spec.output_dir)
 
 
+def but_for_the_seed(settings: Mapping[str, Any]) -> Settings:
+    """Return a job's settings without those in which jobs of one setting differ: seed, name and folder."""
+    return {key: value for key, value in settings.items() if key not in ("seed", "name", "output_dir")}
+
+
 def expand(study: Study, outputs: Path = Path("outputs")) -> list[StudyJob]:
     """Return the jobs of a study in the order they are written; `outputs` is where its folder lies or will lie.
 

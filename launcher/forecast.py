@@ -21,7 +21,7 @@ from typing import Any
 
 from launcher.cards import Card, Node
 from launcher.choose import Choice, choose
-from launcher.expand import CHECKOUT, StudyJob
+from launcher.expand import CHECKOUT, StudyJob, but_for_the_seed
 from launcher.known_answers import KnownAnswers, key_of
 from launcher.remedies import remedies
 from launcher.settings import settings
@@ -119,7 +119,7 @@ def alike(jobs: Sequence[StudyJob]) -> list[list[StudyJob]]:
     """Return the jobs in groups of those that differ in their seed only: they need the same memory and time."""
     groups: dict[str, list[StudyJob]] = defaultdict(list)
     for job in jobs:
-        settings = {**job.spec.to_dict(), "seed": None, "name": None, "output_dir": None}
+        settings = but_for_the_seed(job.spec.to_dict())
         groups[json.dumps([settings, sorted(job.fixed - {"seed"})], sort_keys=True)].append(job)
     return list(groups.values())
 

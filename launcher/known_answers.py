@@ -10,12 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.expand import but_for_the_seed
 from training.disk import append_line
 from training.forecast.memory_estimate import code_hash
 
 Answer = dict[str, Any]
-LIKE = {"name": "", "output_dir": "", "seed": 0}
-"""Jobs that differ in these alone are answered alike."""
 
 
 class KnownAnswers:
@@ -47,7 +46,7 @@ def key_of(question: dict[str, Any], data_content: Sequence[str]) -> str:
 
     `data_content` is StudyJob's.
     """
-    spec = {**question["spec"], **LIKE}
+    spec = but_for_the_seed(question["spec"])
     about = [
         {**question, "spec": spec}, list(data_content), _files_of(spec["model"]["model_name_or_path"]),
         platform.node(), code_hash(),

@@ -12,7 +12,7 @@ from launcher.cards import unreserved
 from launcher.check_text import summary
 from launcher.choose import Choice
 from launcher.cluster import Cluster
-from launcher.expand import StudyJob
+from launcher.expand import StudyJob, but_for_the_seed
 from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
@@ -148,7 +148,7 @@ class Preparation:
         """Start one task for each distinct data; jobs wait for theirs."""
         groups: dict[str, dict[str, list[StudyJob]]] = defaultdict(lambda: defaultdict(list))
         for job in jobs:
-            settings = {**job.spec.to_dict(), "lora": None, "seed": None, "name": None, "output_dir": None}
+            settings = {**but_for_the_seed(job.spec.to_dict()), "lora": None}
             same = json.dumps(settings, sort_keys=True)
             groups[data_key(job)][same].append(job)
         for group in groups.values():
