@@ -109,10 +109,10 @@ def look_around(launcher: psutil.Process, environment: dict[str, str]) -> dict[s
     connections = [
         connection
         for process in family
-        for connection in process.net_connections("inet")
+        for connection in connections_of(process)
         if connection.status == psutil.CONN_LISTEN
     ]
-    gcs = next(process for process in family if process.name() == "gcs_server")
+    gcs = next(process for process in family if "/gcs_server " in command_line_of(process))
     port = next(item.laddr.port for item in gcs.net_connections("inet") if item.status == psutil.CONN_LISTEN)
     tokens: dict[str, dict[str, str]] = {
         "right": {"RAY_AUTH_MODE": "token"},
@@ -126,14 +126,30 @@ def look_around(launcher: psutil.Process, environment: dict[str, str]) -> dict[s
         )
         for name, changes in tokens.items()
     }  # fmt: skip
-    dashboard = next(process for process in family if "dashboard.py" in " ".join(process.cmdline()))
+    dashboard = next(process for process in family if "dashboard.py" in command_line_of(process))
     ports = [item.laddr.port for item in dashboard.net_connections("inet") if item.status == psutil.CONN_LISTEN]
     return {
         "listening": {connection.laddr.ip.removeprefix("::ffff:") for connection in connections},
-        "command_lines": "\n".join(" ".join(process.cmdline()) for process in family),
+        "command_lines": "\n".join(map(command_line_of, family)),
         "clients": {name: client.communicate()[0] for name, client in clients.items()},
         "dashboard": [status for status in map(status_of, ports) if status is not None],
     }
+
+
+def command_line_of(process: psutil.Process) -> str:
+    """Return a process's command line; of one that has ended meanwhile, nothing."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def connections_of(process: psutil.Process) -> list[Any]:
+    """Return a process's connections; of one that has ended meanwhile, none."""
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
 
 
 def status_of(port: int) -> int | None:
