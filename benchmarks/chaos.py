@@ -1,6 +1,6 @@
 """A study that is struck every minute, and a study of many short jobs: what does it cost, and is anything lost?
 
-    python benchmarks/chaos.py --steps 32000      # about 100 minutes where a step takes 0.06 s
+    python benchmarks/chaos.py --steps 29000      # about 90 minutes where a step takes 0.06 s
     python benchmarks/chaos.py --only strikes     # one of the two parts
 
 Strikes: two jobs on a Ray of three nodes, a head without cards and two with one virtual card each. Every minute, in

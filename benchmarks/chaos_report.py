@@ -32,7 +32,7 @@ def _strikes(found: dict[str, Any]) -> str:
         "strikes": ", ".join(f"{kind} {count}" for kind, count in kinds.items()),
         "steps made again, a strike (of those reported)": f"{found['redone_steps'] / number:.1f}",
         "time lost, a strike": f"{(found['struck_seconds'] - found['undisturbed_seconds']) / number:.0f} s",
-        "restarts of jobs the launcher counted": str(found["restarts"]),
+        "restarts of jobs since the launcher was struck last": str(found["restarts"]),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
-import uuid
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +19,7 @@ from launcher.state import JobState
 from launcher.status import StatusFile
 from launcher.study import Study, load_study
 from launcher.table import StudyView
-from launcher.worker import RunJob
+from launcher.worker import RunJob, scratch_folder
 from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 OUTPUTS = Path("outputs")
@@ -118,7 +116,7 @@ def _run_on_ray(
             if cluster.dashboard_url:
                 token = " (it asks for this machine's token: ray get-auth-token)" if token_file().exists() else ""
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}{token}")
-            scratch = Path(tempfile.gettempdir()) / f"shoal-{uuid.uuid4().hex[:8]}"
+            scratch = scratch_folder(folder.root)
             metrics = StudyMetrics(study.name, states)
             runner = JobRunner(
                 cluster, folder, states, view, metrics, scratch, run_job, study.max_failures, status, early_stops

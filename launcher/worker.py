@@ -6,11 +6,15 @@ to start actors and must stay light.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
+import socket
 import sys
+import tempfile
 import traceback
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -110,6 +114,17 @@ def _interface() -> str | None:
     return None
 
 
+def scratch_folder(study_folder: Path) -> Path:
+    """Return where the ranks of a run keep their files, on whatever node: a folder of this run alone.
+
+    Its name begins with the study's, so that what a killed launcher could not clear is found: of a study folder only
+    one launcher is at work.
+    """
+    place = f"{socket.gethostname()} {study_folder.resolve()}"
+    key = hashlib.sha256(place.encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"shoal-{key}-{uuid.uuid4().hex[:8]}"
+
+
 def prepare_jobs(specs: list[tuple[JobSpec, str]], inbox: Any) -> list[Outcome]:
     """Ray task: make what jobs share, and find bad input before a card is taken.
 
@@ -169,7 +184,8 @@ def check_data(spec: JobSpec) -> Outcome:
 def collect_logs(job: str, workdir: str, inbox: Any, prefix: str) -> dict[str, str]:
     """Ray task on a node the job ran on: send its rank logs home and clear its scratch folder.
 
-    `prefix` is put before the logs' names: another try may send its own meanwhile. Returns the last lines of each log.
+    `prefix` is put before the logs' names: another try may send its own meanwhile. What ranks of a launcher that was
+    killed have left here goes too. Returns the last lines of each log.
     """
     tails = {}
     recorder = RayRecorder(inbox, job)
@@ -178,8 +194,12 @@ def collect_logs(job: str, workdir: str, inbox: Any, prefix: str) -> dict[str, s
         recorder.save(prefix + log.name, log)
         tails[log.name] = log_tail(log)
     shutil.rmtree(workdir, ignore_errors=True)
+    scratch = Path(workdir).parent
     with suppress(OSError):  # other jobs of the study still have theirs in it
-        Path(workdir).parent.rmdir()
+        scratch.rmdir()
+    for left in scratch.parent.glob(f"{scratch.name.rpartition('-')[0]}-*"):
+        if left != scratch:
+            shutil.rmtree(left, ignore_errors=True)
     return tails
 
 
