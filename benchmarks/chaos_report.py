@@ -51,7 +51,8 @@ def _short(found: dict[str, Any]) -> str:
         f"{found['succeeded']} of {found['jobs']} succeeded, in {found['seconds'] / 60:.1f} min: "
         f"{found['seconds_a_job']:.1f} s a job, of which a job trains {found['training_seconds_a_job']:.1f} s on its "
         f"card beside up to three others. The launcher's memory grew by a factor of {found['growth']:.2f} from a fifth "
-        f"of the jobs to all.\n\n| jobs done | launcher, MiB |\n|---|---|\n{table}\n\n{_about(found)}\n"
+        "of the jobs to all (asked for: at most 1.10).\n\n"
+        f"| jobs done | launcher, MiB |\n|---|---|\n{table}\n\n{_about(found)}\n"
     )
 
 
