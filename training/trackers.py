@@ -39,6 +39,15 @@ PROJECT = "shoal"
 PACKAGES: dict[TrackerName, str] = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 STEP_VALUES = ("loss", "learning_rate", "samples_per_second", "epoch", "peak_memory_bytes")
 METRICS = ("accuracy", "macro_f1", "loss")
+MLFLOW_SETTINGS = {
+    # By default it tries for minutes, and a job waits for it at its end.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    # Figures of a second go together and one after the other. By default ten threads send each step by itself, in any
+    # order, and two that begin a folder of a file store at once lose a figure.
+    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "1",
+    "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE": "1",
+}
+"""Where the user's environment does not say otherwise."""
 MAX_PARAMETER_CHARACTERS = 500
 """What every MLflow server takes of a parameter."""
 
@@ -224,8 +233,8 @@ class MLflow:
     """A run of an MLflow experiment."""
 
     def __init__(self, spec: JobSpec, runs: dict[str, str]) -> None:
-        # By default it tries for minutes, and a job waits for it at its end.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        for variable, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(variable, value)
         import mlflow
 
         self.mlflow = mlflow
