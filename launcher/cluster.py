@@ -6,66 +6,22 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any
 
 from launcher.board import Placement
-from launcher.cards import (
-    GIB,
-    Card,
-    Inventory,
-    LocalCard,
-    cluster_cards,
-    labels,
-    local_cards,
-    require_cards,
-    resources,
-)
+from launcher.cards import GIB, Card, Inventory, cluster_cards, local_cards, require_cards
+from launcher.connecting import before_ray, join, start_local
 from launcher.expand import CHECKOUT
-from launcher.ray_token import make_token, protect_token, require_token_auth, token_file
 from training.errors import UserError
 
-OBJECT_STORE_BYTES = 512 << 20
-"""Shoal sends chunks of a few MiB; Ray's default of 30 % of the memory is better left to offloaded weights."""
-
-
-CONNECT_SECONDS = 10.0
 LISTEN_SECONDS = 0.3
 """How long a node may take to answer of which something has died."""
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 NODE_ID_LABEL = "ray.io/node-id"
 """Ray's own label of each node (https://docs.ray.io/en/latest/ray-core/scheduling/labels.html)."""
-NO_STATISTICS = ("RAY_USAGE_STATS_ENABLED", "0")
-"""Nobody asked Shoal's users whether they want to be counted."""
-
-
-def join(address: str, **options: Any) -> Any:
-    """Connect to the Ray cluster at `address`; return Ray's context. Raises UserError where none answers."""
-    _before_ray(joined=True)
-    import ray
-
-    try:
-        _knock(address)
-        return ray.init(address=address, **QUIET, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise UserError(
-            f"no Ray cluster answers at {address}: {error}. Start one, or unset RAY_ADDRESS to run here."
-        ) from None
-
-
-def _before_ray(*, joined: bool) -> None:
-    """Say what Ray reads when it is imported or started. Raises UserError where its token is not its owner's alone."""
-    os.environ.setdefault(*NO_STATISTICS)
-    if not joined:
-        require_token_auth()
-        make_token()
-    elif token_file().exists():
-        # Ray protects the clusters it starts with a token, but shows it to others only when told to.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    protect_token()
 
 
 class Cluster:
@@ -80,7 +36,7 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = address or os.environ.get("RAY_ADDRESS")
         self.joined = bool(address) and address != "local"
-        _before_ray(joined=self.joined)
+        before_ray(joined=self.joined)
         import ray
 
         self.ray = ray
@@ -93,7 +49,7 @@ class Cluster:
                 }
             },
         }
-        context = join(str(address), **quiet) if self.joined else _start_local(local_cards(virtual_cards_gib), quiet)
+        context = join(str(address), **quiet) if self.joined else start_local(local_cards(virtual_cards_gib), quiet)
         # Ray installs a SIGTERM handler of its own; ours is Ctrl-C's.
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
@@ -141,15 +97,18 @@ class Cluster:
 
     def outcome(self, ref: Any) -> dict[str, Any]:
         """Return what a task or rank came to; its death is an outcome too."""
+        errors = self.ray.exceptions
         try:
             answer = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[0]
-            return {
-                "ok": False,
-                "error": f"its process died: killed from outside or by a full memory ({cause})",
-                "died": True,
-            }
+        except errors.RayError as error:
+            lines = str(error).strip().splitlines()
+            cause = error.cause if isinstance(error, errors.RayTaskError) else error
+            if isinstance(cause, errors.RayError) and not isinstance(cause, errors.RaySystemError):
+                text = f"its process died: killed from outside or by a full memory ({lines[0]})"
+                return {"ok": False, "error": text, "died": True, "is_user_error": False}
+            # It is alive, and what it met is no outcome of ours: most often it could not read what it was sent.
+            text = f"Ray could not run it: {lines[-1]}. Where that PC has another version of Shoal, install the head's."
+            return {"ok": False, "error": text, "is_user_error": False}
         return answer if isinstance(answer, dict) and "ok" in answer else {"ok": True, "result": answer}
 
     def reserve(self, placement: Placement) -> tuple[Any, Any]:
@@ -185,15 +144,15 @@ class Cluster:
 
         Its process ends with it and so gives back what it has loaded, unless it `is_light`: then others follow in it.
         """
-        options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_retries": 0, "max_calls": 0 if is_light else 1}
+        remote = _remote_function(function, 0 if is_light else 1)
         strategy = self.on_node(node_id or self.head_node_id)
-        return self.ray.remote(**options)(function).options(scheduling_strategy=strategy).remote(*arguments)
+        return remote.options(name=name, scheduling_strategy=strategy).remote(*arguments)
 
     def actor(self, cls: Any, *arguments: Any, name: str, namespace: str, node_id: str) -> Any:
         """Start an actor on a node; return its handle. By its name others find it in its namespace."""
         # Its calls are many: the dashboard's progress bar would count little else.
         options = {"name": name, "namespace": namespace, "num_cpus": 0, "enable_task_events": False}
-        return self.ray.remote(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
+        return _actor_class(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
         """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""
@@ -215,24 +174,33 @@ class Cluster:
                 }
             },
         }
-        return self.ray.remote(cls).options(**options).remote(*arguments)
+        return _actor_class(cls).options(**options).remote(*arguments)
 
     def stop(self) -> None:
         """Disconnect; Ray started by us ends with all its processes."""
         self.ray.shutdown()
 
 
+@cache
+def _remote_function(function: Any, max_calls: int) -> Any:
+    """Return a function as Ray's, made once: Ray keeps some 10 KiB of each it makes, for good."""
+    import ray
+
+    return ray.remote(num_cpus=0, max_retries=0, max_calls=max_calls)(function)
+
+
+@cache
+def _actor_class(cls: Any) -> Any:
+    """Return a class as Ray's, made once like functions."""
+    import ray
+
+    return ray.remote(cls)
+
+
 def _reserved(placement: Placement, card: Card) -> dict[str, float]:
     """Return what a rank reserves, as Ray's resources."""
     memory = {"memory": int(placement.request.host_gib * GIB)} if placement.request.host_gib else {}
     return {card.resource: placement.request.card_gib, **memory}
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at "host:port": Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "//" not in address:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _listens(node: Mapping[str, Any]) -> bool:
@@ -243,47 +211,6 @@ def _listens(node: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return True
-
-
-def _start_local(cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:
-    """Start Ray on this machine with its cards as resources."""
-    os.environ.setdefault(*NO_STATISTICS)
-    import ray
-
-    start = {
-        **QUIET,
-        "address": "local",
-        "resources": resources(cards),
-        "labels": labels(cards),
-        # A GPU that others have filled is none of ours: ranks then run on the CPU.
-        **({} if any(card.uuid for card in cards) else {"num_gpus": 0}),
-        "object_store_memory": OBJECT_STORE_BYTES,
-        **quiet,
-    }
-    with _on_loopback():
-        try:
-            return ray.init(include_dashboard=True, dashboard_host="127.0.0.1", **start)
-        except Exception:
-            # The dashboard is a convenience; a study runs without it.
-            ray.shutdown()
-            return ray.init(include_dashboard=False, **start)
-
-
-@contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Have the Ray that is started listen at 127.0.0.1 alone: nobody else has to reach a single machine's.
-
-    Ray does so by itself on macOS and Windows. On Linux it has no option for it: it turns a `_node_ip_address` of
-    127.0.0.1 into the address in the network.
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

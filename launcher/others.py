@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.board import Request
-from launcher.cluster import join
+from launcher.connecting import join
 from launcher.inbox import NAMESPACE
 from launcher.status import STALE_SECONDS, STATUS_FILE, StudyStatus, ask_to_cancel, read_status
 from training.errors import UserError
