@@ -11,6 +11,7 @@ tensors, and the rest, in which no operator runs (Python: DeepSpeed, PEFT, autog
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -29,9 +30,15 @@ sys.path.insert(1, str(ROOT))
 
 WARMUP, TIMED, PROFILED = 3, 8, 4
 """Steps."""
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise", "aten::mkldnn_linear"}
+PRODUCTS = {
+    "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise",
+    "aten::mkldnn_linear",
+}  # fmt: skip
 PHASES = ("forward", "backward", "step")
 CELLS = ("plain", "zero2", "zero3_offload")
+BATCH_SIZES = {"ag_news": 8, "newsgroups20": 16}
+"""Data set -> the batch size of the cells that miss."""
+NUM_LARGEST = 5
 
 Profile = dict[str, Any]
 
@@ -89,10 +96,15 @@ class Clock:
         timed = self.steps[WARMUP : WARMUP + TIMED]
         means = {name: 1e3 * sum(step[name] for step in timed) / TIMED for name in ("all", *PHASES)}
         kernels = {"matrix products": 0.0, "other operators": 0.0}
+        others: dict[str, float] = {}
         for event in self.profiler.key_averages():
             kind = "matrix products" if event.key in PRODUCTS else "other operators"
             if event.key.startswith(("aten::", "mkldnn::", "bitsandbytes::")):
-                kernels[kind] += event.self_cpu_time_total / 1e3 / PROFILED
+                milliseconds = event.self_cpu_time_total / 1e3 / PROFILED
+                kernels[kind] += milliseconds
+                if kind == "other operators":
+                    others[event.key] = milliseconds
+        largest = sorted(others, key=lambda name: -others[name])[:NUM_LARGEST]
         profiled = 1e3 * self.profiled_seconds / PROFILED
         content = {
             "milliseconds": {name: round(value, 2) for name, value in means.items()},
@@ -100,6 +112,7 @@ class Clock:
             "under_the_profiler": {
                 "all": round(profiled, 2), **{name: round(value, 2) for name, value in kernels.items()},
                 "no operator": round(profiled - sum(kernels.values()), 2),
+                "largest others": {name: round(others[name], 2) for name in largest},
             },
         }  # fmt: skip
         self.result.write_text(json.dumps(content))
@@ -130,20 +143,21 @@ def measure(options: argparse.Namespace) -> list[Profile]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data_set = write_data_set("ag_news", options.data, folder, ROWS)
+        data_sets = [write_data_set(name, options.data, folder, ROWS) for name in options.data_sets]
         model = get_model(options.model, folder)
-        for zero in options.cells:
+        for data_set, zero in itertools.product(data_sets, options.cells):
             work = Work(
-                side="shoal", data_set=data_set, model=model, zero=zero, batch_size=8,
+                side="shoal", data_set=data_set, model=model, zero=zero, batch_size=BATCH_SIZES[data_set.name],
                 measured_steps=TIMED + PROFILED, repetition=0,
             )  # fmt: skip
-            result = folder / f"{zero}.json"
-            _, _, *flags = command_of(work, folder / zero)
+            result = folder / f"{data_set.name}-{zero}.json"
+            _, _, *flags = command_of(work, folder / result.stem)
             flags[flags.index("--max_steps") + 1] = str(WARMUP + TIMED + PROFILED)
             flags = flags if native else [flag for flag in flags if flag != "--bf16"]
             command = [sys.executable, __file__, "--train", str(result), *flags]
             subprocess.run(command, cwd=ROOT, env=environment_of(work, folder), check=True, stdout=subprocess.DEVNULL)
-            row = {"model": model.name, "zero": zero, "dtype": "bf16" if native else "fp32"}
+            row = {"model": model.name, "data": data_set.title, "batch_size": work.batch_size, "zero": zero}
+            row["dtype"] = "bf16" if native else "fp32"
             rows.append({**row, **json.loads(result.read_text())})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -153,19 +167,22 @@ def report(rows: list[Profile], head: str) -> str:
     """Return the Markdown text."""
     lines = [
         "# Where the time of a training step goes", "", head, "",
-        "| model | ZeRO | precision | tokens | ms a step | forward | backward | step | between | matrix products "
-        "| other operators | no operator |", "| " + " | ".join(["---"] * 12) + " |",
+        "| model | data | batch | ZeRO | precision | tokens | ms a step | forward | backward | step | between "
+        "| matrix products | other operators | no operator | the largest others |",
+        "| " + " | ".join(["---"] * 15) + " |",
     ]  # fmt: skip
     for row in rows:
         times, kernels = row["milliseconds"], row["under_the_profiler"]
         between = times["all"] - sum(times[name] for name in PHASES)
         parts = ("matrix products", "other operators", "no operator")
         shares = [f"{kernels[name] / kernels['all']:.0%}" for name in parts]
-        cells = [row["model"], row["zero"], row["dtype"], f"{row['tokens']:.0f}", f"{times['all']:.0f}"]
+        cells = [row["model"], row["data"], str(row["batch_size"]), row["zero"], row["dtype"]]
+        cells += [f"{row['tokens']:.0f}", f"{times['all']:.0f}"]
         cells += [*(f"{times[name]:.0f}" for name in PHASES), f"{between:.0f}", *shares]
+        largest = kernels["largest others"].items()
+        cells.append(", ".join(f"{name.removeprefix('aten::')} {each / kernels['all']:.0%}" for name, each in largest))
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "AG News, 8 texts a step. The last three columns are shares of the time under the profiler, which "
-              "itself costs some."]  # fmt: skip
+    lines += ["", "The last four columns are shares of the time under the profiler, which itself costs some."]
     return "\n".join(lines) + "\n"
 
 
@@ -177,6 +194,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets' folders")
+    parser.add_argument("--data-sets", nargs="+", choices=tuple(BATCH_SIZES), default=list(BATCH_SIZES))
     parser.add_argument("--model", default=RANDOM_MODEL, help=f"model folder, or {RANDOM_MODEL}")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, help="ZeRO files")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")

@@ -5,7 +5,6 @@ Imports nothing of PEFT and DeepSpeed, which take seconds: a forecast that is kn
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from training.cpu import cpu_flags
 from training.errors import UserError
 from training.spec import SINGLE_LABEL, TINY_LLAMA, ModelSpec, ProblemType
 from training.tiny_llama import ensure_tiny_llama
@@ -27,9 +27,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            cpu_info = Path("/proc/cpuinfo")
-            flags = cpu_info.read_text() if platform.system() == "Linux" and cpu_info.exists() else ""
-            fast = "avx512_bf16" in flags or "amx_bf16" in flags
+            fast = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
         dtype = "bf16" if fast else "fp32"
     return torch.bfloat16 if dtype == "bf16" else torch.float32
 
