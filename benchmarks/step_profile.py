@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -201,7 +202,8 @@ def main() -> int:
     options = parser.parse_args()
     rows = measure(options)
     versions = {name: version(name) for name in ("torch", "deepspeed", "peft", "transformers")}
-    about = {"date": date.today().isoformat(), "command": "python benchmarks/step_profile.py", "hardware": hardware()}
+    about = {"date": date.today().isoformat(), "hardware": hardware()}
+    about["command"] = shlex.join(["python", "benchmarks/step_profile.py", *sys.argv[1:]])
     about |= {"versions": versions, "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     options.output.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**about, "rows": rows}, indent=1)

@@ -97,16 +97,14 @@ class Cluster:
 
     def outcome(self, ref: Any) -> dict[str, Any]:
         """Return what a task or rank came to; its death is an outcome too."""
-        errors = self.ray.exceptions
         try:
             answer = self.ray.get(ref)
-        except errors.RayError as error:
-            lines = str(error).strip().splitlines()
-            cause = error.cause if isinstance(error, errors.RayTaskError) else error
-            if isinstance(cause, errors.RayError) and not isinstance(cause, errors.RaySystemError):
+        except self.ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            lines = str(cause).strip().splitlines() or [type(cause).__name__]
+            if _is_death(cause):
                 text = f"its process died: killed from outside or by a full memory ({lines[0]})"
                 return {"ok": False, "error": text, "died": True, "is_user_error": False}
-            # It is alive, and what it met is no outcome of ours: most often it could not read what it was sent.
             text = f"Ray could not run it: {lines[-1]}. Where that PC has another version of Shoal, install the head's."
             return {"ok": False, "error": text, "is_user_error": False}
         return answer if isinstance(answer, dict) and "ok" in answer else {"ok": True, "result": answer}
@@ -179,6 +177,19 @@ class Cluster:
     def stop(self) -> None:
         """Disconnect; Ray started by us ends with all its processes."""
         self.ray.shutdown()
+
+
+def _is_death(cause: Exception) -> bool:
+    """Whether Ray means that a process has gone, and not what our code met there outside what it answers for.
+
+    That is most often that it could not read what it was sent, or lacks a module.
+    """
+    from ray import exceptions
+
+    unread = isinstance(cause, exceptions.RaySystemError) and bool(cause.traceback_str)
+    unborn = isinstance(cause, exceptions.RayActorError) and cause.actor_init_failed
+    nameless = type(cause) is exceptions.RayError or isinstance(cause, exceptions.UnserializableException)
+    return isinstance(cause, exceptions.RayError) and not (unread or unborn or nameless)
 
 
 @cache

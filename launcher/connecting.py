@@ -79,7 +79,7 @@ def _share_one_arena() -> None:
     Each of Ray's threads has one of its own by default, and the holes in them grow with each job: 0.3 MiB
     (https://man7.org/linux/man-pages/man3/mallopt.3.html). The environment variable would do it to the ranks too.
     """
-    with suppress(AttributeError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from training.cpu import cpu_flags
 
-LONGEST = 384 if "amx_bf16" in cpu_flags() else 513
-"""Texts of fewer tokens are attended to here. With AMX the kernel is as fast from about this length on; without, only
-from 600 tokens on, and it takes up to three times as long at 512 where heads share keys."""
+LONGEST = 513 if "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags() else 384
+"""Texts of fewer tokens are attended to here. From about this length on the kernel is as fast; without AMX it still is
+slower at 512 tokens, most where heads share keys."""
 
 
 def is_short(query: Tensor, key: Tensor) -> bool:

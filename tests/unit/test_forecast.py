@@ -114,12 +114,16 @@ def test_without_data_all_texts_are_longest() -> None:
     assert (shape.training, shape.evaluation, shape.accumulates) == ([[64] * 4], [64] * 3, True)
 
 
-def test_short_texts_are_a_case_of_their_own_where_their_attention_is_kept() -> None:
+@pytest.mark.parametrize(("shortest_for_the_kernel", "training"), [(384, [[500], [340]]), (513, [[500]])])
+def test_short_texts_are_a_case_of_their_own_where_their_attention_is_kept(
+    shortest_for_the_kernel: int, training: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.cpu_attention.LONGEST", shortest_for_the_kernel)
     spec = JobSpec(
         data=DataSpec(train_file="t.csv", max_seq_length=512),
         training=TrainingSpec(per_device_train_batch_size=1, gradient_accumulation_steps=10),
     )
-    assert shape_of(spec, [(500,), (490,), (340,), (30,)], None, 1).training == [[500], [340]]
+    assert shape_of(spec, [(500,), (490,), (340,), (30,)], None, 1).training == training
     assert shape_of(spec, [(340,), (300,)], None, 1).training == [[340]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from training.recorder import FolderRecorder
 from training.result import write_json
 from training.spec import DataSpec, JobSpec, TrainingSpec
 from training.stop import Stopped
-from training.trackers import TRACKERS_FILE, TrackingRecorder, figures_of, require_trackers, tracking
+from training.trackers import MLFLOW_SETTINGS, TRACKERS_FILE, TrackingRecorder, figures_of, require_trackers, tracking
 
 METRICS = {"accuracy": 0.5, "macro_f1": 0.25, "loss": 1.5, "num_samples": 8.0}
 
@@ -139,6 +140,16 @@ def test_mlflow_has_one_run_of_a_job_that_went_on(tmp_path: Path, mlflow: Any) -
     assert losses == [(step, pytest.approx(1 / step)) for step in range(1, 6)]  # in this order
     assert run.data.metrics["result/test_accuracy"] == 0.5
     assert run.data.params["lora.r"] == "16" and run.data.params["data.train_file"] == "train.csv"
+
+
+def test_what_the_users_environment_says_of_mlflow_is_kept(
+    tmp_path: Path, mlflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, ours = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_ASYNC_LOGGING_THREADPOOL_SIZE"
+    monkeypatch.setenv(user, "7")
+    monkeypatch.delenv(ours, raising=False)
+    with tracking(Kept(tmp_path), job("mlflow"), tmp_path):
+        assert (os.environ[user], os.environ[ours]) == ("7", MLFLOW_SETTINGS[ours])
 
 
 def test_a_job_that_fails_is_a_failed_run(tmp_path: Path, mlflow: Any) -> None:
