@@ -1,4 +1,4 @@
-"""Start Ray on this machine or join a cluster, reserve parts of its cards, and start things on its nodes."""
+"""The cluster a study runs on: what cards there are, parts of them reserved, things started on its nodes."""
 
 from __future__ import annotations
 

@@ -15,9 +15,17 @@ from torch import Tensor
 
 from training.cpu import cpu_flags
 
-LONGEST = 513 if "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags() else 384
-"""Texts of fewer tokens are attended to here. From about this length on the kernel is as fast; without AMX it still is
-slower at 512 tokens, most where heads share keys."""
+
+def kernel_from(flags: frozenset[str]) -> int:
+    """Return from how many tokens of a text on PyTorch's kernel is as fast, on a CPU with these flags.
+
+    With AVX512-bf16 alone it still is slower at 512 tokens, most where heads share keys.
+    """
+    return 513 if "avx512_bf16" in flags and "amx_bf16" not in flags else 384
+
+
+LONGEST = kernel_from(cpu_flags())
+"""Texts of fewer tokens are attended to here."""
 
 
 def is_short(query: Tensor, key: Tensor) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.cpu_attention import LONGEST, is_short, last_attention, short_attention
+from training.cpu import cpu_flags
+from training.cpu_attention import LONGEST, is_short, kernel_from, last_attention, short_attention
 
 
 def inputs(num_queries: int, num_heads: int, num_pairs: int, length: int) -> list[Tensor]:
@@ -52,3 +56,14 @@ def test_only_short_bf16_texts_that_are_trained_come_here() -> None:
     assert not is_short(query.detach(), key)
     assert not is_short(query.float(), key.float())
     assert not is_short(query, key.new_zeros(1, 2, LONGEST, 16))
+
+
+def test_where_the_kernel_is_as_fast_depends_on_the_cpu() -> None:
+    assert kernel_from(frozenset({"avx512_bf16"})) == 513
+    assert kernel_from(frozenset({"avx512_bf16", "amx_bf16"})) == kernel_from(frozenset()) == 384
+    assert kernel_from(cpu_flags()) == LONGEST
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="what Linux says of an x86 CPU")
+def test_the_flags_of_this_cpu_are_read() -> None:
+    assert {"fpu", "sse2"} <= cpu_flags()
