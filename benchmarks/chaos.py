@@ -104,7 +104,7 @@ class Nodes:
     def _add(self) -> Any:
         # One core each, and so one thread a rank: those of both nodes would fight for the same two cores.
         return self.cluster.add_node(
-            num_cpus=1, num_gpus=0, resources={"card0_gib": CARD_GIB}, object_store_memory=STORE_BYTES
+            num_cpus=1, num_gpus=0, resources={"card0_mib": 1024 * CARD_GIB}, object_store_memory=STORE_BYTES
         )
 
     def replace(self, draw: random.Random) -> None:

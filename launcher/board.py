@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.cards import Card, CardKey, Node
+from launcher.cards import Card, CardKey, CardKind, Node
 
 TOLERANCE = 1e-6
 """GiB; sums of floats differ by less."""
+
+
+def in_mib(gib: float) -> float:
+    """Return GiB as Ray counts a card's memory: whole MiB, which Ray wants of all that is more than one."""
+    return float(math.ceil(gib * 1024 - TOLERANCE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class Placement:
 
 
 class Board:
-    """Free memory by card and node. Cards of one announced size are equal; jobs of several ranks get equal ones."""
+    """Free memory by card and node. Cards of one kind are equal; jobs of several ranks get equal ones."""
 
     def __init__(self, cards: Iterable[Card], nodes: Mapping[str, Node]) -> None:
         self.cards = {card.key: card for card in cards}
@@ -63,10 +69,13 @@ class Board:
         # A card may always hold one rank; each rank more needs a core.
         per_node = Counter(node_id for node_id, _ in self.cards)
         self.free_ranks = {node_id: max(per_node[node_id], node.cores) for node_id, node in nodes.items()}
-        self.by_size: dict[int, list[tuple[float, CardKey]]] = defaultdict(list)
-        """Announced size -> (free GiB, key) of its cards, the least free first."""
+        self.kinds = {key: card.kind for key, card in self.cards.items()}
+        self.by_kind: dict[CardKind, list[tuple[float, CardKey]]] = defaultdict(list)
+        """Kind -> (free GiB, key) of its cards, the least free first."""
         for key, card in self.cards.items():
-            insort(self.by_size[card.size], (card.gib, key))
+            insort(self.by_kind[self.kinds[key]], (card.gib, key))
+        self.sizes = sorted(card.size for card in self.cards.values())
+        """What was announced of each card, the smallest first."""
 
     def take(self, placement: Placement) -> None:
         """Book a job."""
@@ -80,7 +89,7 @@ class Board:
         for key in (card.key for card in placement.cards):
             if key not in self.cards:  # it has gone from the cluster since
                 continue
-            order = self.by_size[self.cards[key].size]
+            order = self.by_kind[self.kinds[key]]
             del order[bisect_left(order, (self.free_gib[key], key))]
             self.free_gib[key] -= sign * placement.request.card_gib
             insort(order, (self.free_gib[key], key))
@@ -98,7 +107,7 @@ class Board:
         so that large cards stay free for who needs them; where it is to be `tight`, those that have the least to spare.
         """
         choices: list[tuple[tuple[float, ...], list[CardKey]]] = []
-        for size, order in self.by_size.items():
+        for kind, order in self.by_kind.items():
             first = bisect_left(order, (request.card_gib - TOLERANCE, ("", -1)))
             if len(order) - first < request.num_ranks:
                 continue
@@ -108,7 +117,7 @@ class Board:
             if keys:
                 spans, spare = len({key[0] for key in keys}), sum(self.free_gib[key] for key in keys)
                 busiest = max(self.num_jobs[key] for key in keys)
-                choices.append(((spans, spare) if tight else (spans, busiest, size, spare), keys))
+                choices.append(((spans, spare) if tight else (spans, busiest, kind.total_gib, spare), keys))
         return tuple(self.cards[key] for key in min(choices)[1]) if choices else ()
 
     def _choose(self, fitting: Sequence[CardKey], request: Request) -> list[CardKey]:

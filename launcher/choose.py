@@ -6,14 +6,13 @@ ranks, micro-batches and accumulation. The global batch stays, and with it what 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.board import Request
 from launcher.cards import Card, Node
 from launcher.expand import StudyJob
-from launcher.fit import explain, request
+from launcher.fit import equal_cards, explain, request
 from launcher.schedule import room_for
 from launcher.settings import Setting, expected_seconds, settings
 from training.errors import UserError
@@ -132,8 +131,8 @@ class _Search:
         self, job: StudyJob, ask: Ask, cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
     ) -> None:
         self.job, self.ask, self.cards, self.nodes, self.on_card = job, ask, cards, nodes, on_card
-        self.num_equal = max(Counter(card.size for card in cards).values(), default=0)
-        """Cards of one size there are at most."""
+        self.num_equal = max(map(len, equal_cards(cards).values()), default=0)
+        """Equal cards there are at most."""
         self.lost: list[Lost] = []
         self.least: Choice | None = None
         """The one that needs least of those that fit no card."""
@@ -168,7 +167,7 @@ class _Search:
     @property
     def too_wide(self) -> str:
         """Return why more ranks than equal cards do not run."""
-        return f"no more than {self.num_equal} of the cards are of one size"
+        return f"no more than {self.num_equal} of the cards are equal"
 
     def smallest(self, options: Sequence[Option]) -> _Tried:
         """Return what came of the smallest of these options, of one pair, that the trainer does not refuse.

@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     plan = commands.add_parser("plan", help="say what a study would run, the memory it needs and where it fits")
     plan.add_argument("study", type=Path, help="study file (YAML)")
-    plan.add_argument("--cards", type=_sizes, metavar="GIB,...", help="cards to plan for, e.g. 8,12,12")
+    plan.add_argument(
+        "--cards", metavar="CARD,...", help="cards to plan for: GB as they are sold (8,12,12) or models (3060,4090)"
+    )
     plan.add_argument("--json", action="store_true", help="print JSON, memory in bytes by cause")
     plan.set_defaults(command=_plan)
     _add_check(commands.add_parser("check", help="say what is wrong with data before anything is trained on it"))
@@ -113,10 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     cards = commands.add_parser("cards", help="print this machine's cards for ray start --resources=...")
     # A node without a GPU gets virtual cards only where its owner says so: a rank there trains on the CPU, slowly.
     cards.add_argument(
-        "--gib", type=_whole_sizes, metavar="GIB,...", default=os.environ.get(VIRTUAL_CARDS) or [],
+        "--gib", type=_sizes, metavar="GIB,...", default=os.environ.get(VIRTUAL_CARDS) or [],
         help=f"virtual cards to announce where there is no GPU (default: ${VIRTUAL_CARDS}, else none)",
     )  # fmt: skip
-    cards.add_argument("--labels", action="store_true", help="print their UUIDs for ray start --labels=... instead")
+    cards.add_argument("--labels", action="store_true", help="print what they are for ray start --labels=... instead")
     cards.set_defaults(command=_cards)
     doctor = commands.add_parser("doctor", help="say what is wrong with this machine or a cluster, and the mend")
     doctor.add_argument("--cluster", type=Path, metavar="FILE", help="Ray's cluster file, e.g. cluster/cluster.yaml")
@@ -159,21 +161,15 @@ def _add_serve(commands: Any) -> None:
 
 
 def _sizes(text: str) -> list[float]:
-    """Read "8,12,24", the GiB of cards."""
+    """Read "8,12,24", the GiB of virtual cards."""
+    from launcher.cards import MAX_GIB
+
     try:
         sizes = [float(part) for part in text.split(",")]
     except ValueError:
         sizes = []
-    if not sizes or not all(0 < size < float("inf") for size in sizes):
+    if not sizes or not all(1 <= size <= MAX_GIB for size in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of card sizes in GiB, such as 8,12,12")
-    return sizes
-
-
-def _whole_sizes(text: str) -> list[float]:
-    """Read "8,12,24" for Ray, which takes whole numbers alone."""
-    sizes = _sizes(text)
-    if any(size % 1 for size in sizes):
-        raise argparse.ArgumentTypeError(f"{text!r} holds a part of a GiB. Give whole GiB, such as 8,12")
     return sizes
 
 

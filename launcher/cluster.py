@@ -12,10 +12,11 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
-from launcher.board import Placement
-from launcher.cards import GIB, Card, Inventory, cluster_cards, local_cards, require_cards
+from launcher.board import Placement, in_mib
+from launcher.cards import GIB, Card, local_cards
 from launcher.connecting import before_ray, join, start_local
 from launcher.expand import CHECKOUT
+from launcher.inventory import Inventory, cluster_cards, require_cards
 from training.errors import UserError
 
 LISTEN_SECONDS = 0.3
@@ -58,7 +59,7 @@ class Cluster:
         """Nodes that did not answer when they were asked last."""
         self.cards, self.nodes = self.look([])
         try:
-            require_cards(self.cards)
+            require_cards(self.cards, ray.nodes())
         except UserError:
             ray.shutdown()
             raise
@@ -76,7 +77,7 @@ class Cluster:
         ours: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for placement in placements:
             for card in placement.cards:
-                ours[card.node_id][card.resource] += placement.request.card_gib
+                ours[card.node_id][card.resource] += in_mib(placement.request.card_gib)
                 ours[card.node_id]["memory"] += placement.request.host_gib * GIB
         return cluster_cards(self.ray.nodes(), available_resources_per_node(), ours, virtual=self.kind)
 
@@ -211,7 +212,7 @@ def _actor_class(cls: Any) -> Any:
 def _reserved(placement: Placement, card: Card) -> dict[str, float]:
     """Return what a rank reserves, as Ray's resources."""
     memory = {"memory": int(placement.request.host_gib * GIB)} if placement.request.host_gib else {}
-    return {card.resource: placement.request.card_gib, **memory}
+    return {card.resource: in_mib(placement.request.card_gib), **memory}
 
 
 def _listens(node: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.board import Request
-from launcher.cards import Node, unreserved
+from launcher.cards import Node
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.collecting import LogCollector
@@ -21,6 +21,7 @@ from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned
 from launcher.inbox import INBOX_NAME, NAMESPACE, Inbox
+from launcher.inventory import unreserved
 from launcher.metrics import StudyMetrics
 from launcher.others import Rivals
 from launcher.preparation import Preparation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,24 +12,27 @@ from rich.console import Console
 
 from launcher.cards import GIB, Card, Node, local_cards
 from launcher.choose import Choice
+from launcher.fit import equal_cards
 from launcher.folder import StudyFolder
 from launcher.forecast import plan_jobs
+from launcher.known_cards import as_planned, read_cards
 from launcher.plan_text import PlannedJob, print_jobs
 from launcher.run import OUTPUTS, read_jobs
 from training.errors import EXIT_FAILED, EXIT_USER_ERROR, UserError
 
 
-def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: bool) -> int:
+def print_plan(study_file: Path, cards_text: str | None, *, as_json: bool) -> int:
     """Print a study's jobs and how they would run; return the exit status, 2 where one is refused or fits nowhere.
 
-    `cards_gib` are the cards to plan for, of a PC whose memory is not known; without them those of this machine, or the
-    study's virtual ones.
+    `cards_text` names the cards to plan for, as launcher.known_cards reads it, of a PC whose memory is not known;
+    without it those of this machine, or the study's virtual ones.
     """
+    named = read_cards(cards_text) if cards_text else []
     study, jobs = read_jobs(study_file)
-    local = local_cards(study.cards_gib)
-    on_card = bool(cards_gib) or bool(local[0].uuid)
-    host_gib = math.inf if cards_gib else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    cards, nodes = _one_node(cards_gib or [card.size for card in local], host_gib)
+    cards = named or as_planned(local_cards(study.cards_gib))
+    on_card = not cards[0].is_virtual
+    host_gib = math.inf if named else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    nodes = {"here": Node(node_id="here", host="here", total_gib=host_gib, host_gib=host_gib, cores=len(cards))}
     folder = StudyFolder(OUTPUTS / study.name)
     items = []
     with Console(stderr=True).status("planning ...") as status:
@@ -51,18 +53,7 @@ def print_plan(study_file: Path, cards_gib: Sequence[float] | None, *, as_json: 
     return EXIT_FAILED if "not known" in found else EXIT_USER_ERROR if "refused" in found else 0
 
 
-def _one_node(sizes: Sequence[float], host_gib: float) -> tuple[list[Card], dict[str, Node]]:
-    """Return cards of these sizes, on a node with so much memory."""
-    cards = [
-        Card(node_id="here", host="here", index=index, size=math.ceil(size), gib=float(size), num_threads=1)
-        for index, size in enumerate(sizes)
-    ]
-    node = Node(node_id="here", host="here", total_gib=host_gib, host_gib=host_gib, cores=len(cards))
-    return cards, {"here": node}
-
-
 def fitting_sizes(choice: Choice, cards: Sequence[Card]) -> tuple[float, ...]:
-    """Return the GiB of the cards that hold a rank, of which there are enough."""
-    hold = [card for card in cards if card.gib >= choice.asked.card_gib]
-    equal = Counter(card.size for card in hold)
-    return tuple(sorted({card.gib for card in hold if equal[card.size] >= choice.asked.num_ranks}))
+    """Return the GiB of the cards that hold a rank, of which there are enough; of equal cards what the least has."""
+    hold = equal_cards(card for card in cards if card.gib >= choice.asked.card_gib)
+    return tuple(sorted({same[-1].gib for same in hold.values() if len(same) >= choice.asked.num_ranks}))

@@ -16,6 +16,7 @@ from rich.table import Table
 from launcher.cards import GIB, Card
 from launcher.choose import Choice, Lost
 from launcher.expand import StudyJob
+from launcher.fit import gib_text
 from launcher.forecast import Planned
 from launcher.report.groups import group_name, varying_settings
 from launcher.report.markdown_page import describe
@@ -71,7 +72,8 @@ def print_jobs(items: Sequence[PlannedJob], cards: Sequence[Card], host_gib: flo
     for same in groups.values():
         table.add_row(*_cells(same, on_card=on_card))
     console.print(table)
-    have = ", ".join(f"{number} x {size:g} GiB" for size, number in sorted(Counter(card.gib for card in cards).items()))
+    kinds = Counter((card.gib, card.name and f"{card.kind}, ") for card in cards)
+    have = "; ".join(f"{number} x {name}{gib_text(gib)} GiB" for (gib, name), number in sorted(kinds.items()))
     kind = "cards" if on_card else "virtual cards, whose ranks run on the CPU"
     host = "a PC of any memory" if host_gib == math.inf else f"this PC's {host_gib:.0f} GiB of memory"
     jobs = f"{len(items)} job" + "s" * (len(items) != 1)
@@ -99,7 +101,7 @@ def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
         seeds,
         *(f"{gib:.2f}" for gib in memory),
         _duration(choice.seconds),
-        f"{', '.join(f'{gib:g}' for gib in first.fits)} GiB" if first.fits else "none",
+        f"{', '.join(map(gib_text, first.fits))} GiB" if first.fits else "none",
         status,
     ]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from launcher.board import Request
-from launcher.cards import unreserved
 from launcher.check_text import summary
 from launcher.choose import Choice
 from launcher.cluster import Cluster
@@ -16,6 +15,7 @@ from launcher.expand import StudyJob, but_for_the_seed
 from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
+from launcher.inventory import unreserved
 from launcher.schedule import room_for
 from launcher.settings import deepspeed_source
 from launcher.state import JobState

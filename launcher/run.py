@@ -10,6 +10,7 @@ from rich.console import Console
 from launcher.cluster import Cluster
 from launcher.early_stopping import EarlyStops, check_early_stopping
 from launcher.expand import StudyJob, expand
+from launcher.fit import gib_text
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
 from launcher.metrics import StudyMetrics
@@ -109,7 +110,7 @@ def _run_on_ray(
         for job in waiting:
             folder.begin(job)
         with StudyView(list(states.values()), console) as view:
-            sizes = ", ".join(f"{card.gib:g} GiB" for card in cluster.cards)
+            sizes = ", ".join(f"{card.name and f'{card.kind}, '}{gib_text(card.gib)} GiB" for card in cluster.cards)
             view.say(f"{len(waiting)} of {len(jobs)} jobs to run on {len(cluster.cards)} cards ({sizes})")
             if cluster.virtual_cards_unused:
                 view.say("cards_gib is left aside: this machine or cluster has cards")

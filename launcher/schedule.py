@@ -11,7 +11,7 @@ Pure: no clock and no Ray; the same calls give the same placements. benchmarks/s
 from __future__ import annotations
 
 import heapq
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -200,7 +200,8 @@ class Scheduler:
     def _place_in_order(self, kind: Kind) -> tuple[int, bool, float, float, float, int]:
         """Return what the first job of a kind is ordered by."""
         priority, num_ranks, card_gib, _ = kind
-        could_hold = sum(len(keys) for size, keys in self.board.by_size.items() if size + TOLERANCE >= card_gib)
+        sizes = self.board.sizes
+        could_hold = len(sizes) - bisect_left(sizes, card_gib - TOLERANCE)
         minus_seconds, number, _ = self.waiting[kind][0]
         is_short = -minus_seconds * self.board.total_gib < LONG * self.waiting_gib_seconds
         return (-priority, is_short, could_hold / num_ranks if is_short else 0.0, minus_seconds, -card_gib, number)
@@ -213,13 +214,11 @@ class Scheduler:
         if index < len(self.holds) and self.holds[index].job == request.job:
             return self.holds[index]
         best = Hold(job=request.job)
-        for size, order in self.board.by_size.items():
-            if size + TOLERANCE < request.card_gib:
-                continue
+        for order in self.board.by_kind.values():
             times = sorted(
                 (self._room_at(key, request, now), key)
                 for _, key in order
-                if key not in held and key[0] not in self.avoided
+                if key not in held and key[0] not in self.avoided and self._is_large(key, request)
             )
             if len(times) < request.num_ranks:
                 continue
@@ -229,6 +228,10 @@ class Scheduler:
                 best = Hold(job=request.job, card_gib=request.card_gib, until=until, keys=keys)
         self.holds[index:] = [best]
         return best
+
+    def _is_large(self, key: CardKey, request: Request) -> bool:
+        """Whether a card would hold a rank if nothing else ran there."""
+        return self.board.cards[key].size + TOLERANCE >= request.card_gib
 
     def _room_at(self, key: CardKey, request: Request, now: float) -> float:
         """Return when a card is expected to have room for a rank; never, where it is too small."""

@@ -21,12 +21,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from launcher.cards import MAX_GIB
 from training.errors import UserError, nearest
 from training.parse import all_dotted_keys, build, read_yaml
 from training.spec import STRICT, JobSpec, Metric, require, require_folder_name
-
-MAX_GIB = 4096
-"""Of a virtual card; no card is larger, and Ray refuses what is far larger."""
 
 OWN_KEYS = ("name", "output_dir", "resume_from_checkpoint")
 """Job settings a study gives each job itself."""
@@ -100,8 +98,8 @@ class Study:
     def __post_init__(self) -> None:
         require(
             self.cards_gib is None
-            or (len(self.cards_gib) > 0 and all(1 <= size <= MAX_GIB and size % 1 == 0 for size in self.cards_gib)),
-            f"cards_gib is {self.cards_gib}. Give the size of at least one card in whole GiB, such as [8, 8].",
+            or (len(self.cards_gib) > 0 and all(1 <= size <= MAX_GIB for size in self.cards_gib)),
+            f"cards_gib is {self.cards_gib}. Give the size of at least one card in GiB, such as [8, 8].",
         )
         require(self.max_failures >= 0, f"max_failures is {self.max_failures}. Give 0 or more.")
         require_folder_name(self.name)

@@ -163,8 +163,8 @@ def test_the_study_is_done_on_the_workers(user: User) -> None:
     wide = user.outputs() / "jobs/wide"
     assert {"rank0.log", "rank1.log"} <= {path.name for path in wide.iterdir()}
     nodes = user.ray("ray exec cluster/cluster.yaml 'ray status'")
-    assert {"card0_gib", "card1_gib"} == set(re.findall(r"card\d+_gib", nodes))
-    assert "20.0 card0_gib" in nodes and "8.0 card1_gib" in nodes  # 8 + 12 and 8; the head announces none
+    assert {"card0_mib", "card1_mib"} == set(re.findall(r"card\d+_mib", nodes))
+    assert "20480.0 card0_mib" in nodes and "8192.0 card1_mib" in nodes  # 8 + 12 and 8 GiB; the head announces none
 
 
 def test_the_token_is_everywhere_and_only_its_owners(user: User) -> None:

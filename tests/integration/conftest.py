@@ -141,7 +141,7 @@ import json, pathlib, sys
 import ray
 from launcher.cards import LocalCard, resources
 sizes = json.loads(sys.argv[2])
-cards = [LocalCard(index=index, size=size) for index, size in enumerate(sizes)]
+cards = [LocalCard(index=index, mib=1024 * size) for index, size in enumerate(sizes)]
 context = ray.init(
     address="local", include_dashboard=False, resources=resources(cards), num_cpus=4 * len(sizes), num_gpus=0
 )

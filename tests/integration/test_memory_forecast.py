@@ -51,7 +51,7 @@ def test_plan_says_what_fits_on_cards_that_are_not_here(study: Path) -> None:
     assert run.returncode == 0, run.stderr
     jobs: list[dict[str, Any]] = json.loads(run.stdout)
     assert [job["job"] for job in jobs] == ["plain-seed0", "plain-seed1", "nf4-seed0", "nf4-seed1"]
-    assert [job["fits_gib"] for job in jobs] == [[8, 12], [8, 12], [12], [12]]
+    assert [job["fits_gib"] for job in jobs] == [[7.7, 11.7], [7.7, 11.7], [11.7], [11.7]]
     plain, nf4 = jobs[0]["card"], jobs[2]["card"]
     assert nf4["base weights"] < plain["base weights"] and nf4["NCCL buffers"]
     assert {"activations", "optimizer states", "CUDA context"} <= set(plain)

@@ -99,7 +99,7 @@ def test_a_mixed_study_shares_unequal_cards_without_over_booking(
 TWO_NODES = """
 import pathlib, sys
 from ray.cluster_utils import Cluster
-node = {"num_cpus": 2, "num_gpus": 0, "resources": {"card0_gib": 4.0}}
+node = {"num_cpus": 2, "num_gpus": 0, "resources": {"card0_mib": 4096.0}}
 cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
 second = cluster.add_node(**node)
 pathlib.Path(sys.argv[1]).write_text(cluster.address)

@@ -16,13 +16,13 @@ from launcher.forecast import Planned
 from training.errors import ShoalError, UserError
 
 
-@pytest.mark.parametrize(("cards_gib", "known"), [(None, True), ([8.0], False)])
+@pytest.mark.parametrize(("cards", "known"), [(None, True), ("8", False)])
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
     [(UserError("no such key"), 2, "1 refused"), (ShoalError("it crashed"), 1, "1 not known")],
 )
 def test_host_memory_is_this_pcs_and_refusals_are_user_errors(
-    cards_gib: list[float] | None, known: bool, answer: ShoalError, status: int, said: str,
+    cards: str | None, known: bool, answer: ShoalError, status: int, said: str,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     study = tmp_path / "s.yaml"
@@ -38,7 +38,7 @@ def test_host_memory_is_this_pcs_and_refusals_are_user_errors(
         yield from ((job, answer) for job in jobs)
 
     monkeypatch.setattr(plan, "plan_jobs", plan_jobs)
-    assert plan.print_plan(study, cards_gib, as_json=False) == status
+    assert plan.print_plan(study, cards, as_json=False) == status
     (node,) = asked
     assert math.isfinite(node.host_gib) == known and node.host_gib > 0.1
     text = capsys.readouterr().out

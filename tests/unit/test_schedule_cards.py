@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import sys
 from collections import defaultdict
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,23 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.board import Board, Placement, Request
-from launcher.cards import (
-    GIB,
-    Card,
-    Node,
-    cluster_cards,
-    labels,
-    local_cards,
-    require_cards,
-    resources,
-    unreserved,
-    visible_gpus,
-)
+from launcher.cards import GIB, MIB, Card, LocalCard, Node, gpus, labels, local_cards, resources, visible_gpus
+from launcher.fit import whole_cards
+from launcher.inventory import cluster_cards, require_cards, unreserved
 from launcher.schedule import Scheduler, room_for
 from training.errors import UserError
+from training.spec import DataSpec, JobSpec
 
-FOUND = [("GPU-aaa1", 8188 << 20), ("GPU-bbb2", 11200 << 20), ("GPU-ccc3", 81559 << 20), ("GPU-ddd4", 300 << 20)]
-"""(uuid, free bytes); the second drives a desktop, the last is full."""
+RTX_3060 = {"name": "NVIDIA GeForce RTX 3060", "capability": (8, 6), "total_mib": 12288, "tflops": 15.05}
+FOUND = [
+    LocalCard(index=0, mib=11936, uuid="GPU-aaa1", **RTX_3060),  # type: ignore[arg-type]
+    LocalCard(index=1, mib=11117, uuid="GPU-bbb2", **RTX_3060),  # type: ignore[arg-type]
+    LocalCard(index=2, mib=24135, uuid="GPU-ccc3", name="NVIDIA GeForce RTX 4090", capability=(8, 9), total_mib=24564),
+    LocalCard(index=3, mib=120, uuid="GPU-ddd4", name="NVIDIA GeForce RTX 4090", capability=(8, 9), total_mib=24564),
+]
+"""As NVML has them; the second drives a desktop, the last is full."""
 
 
 def card(node: str, index: int, size: int = 8, gib: float | None = None) -> Card:
@@ -56,10 +58,67 @@ def started(placements: list[Placement]) -> dict[str, list[str]]:
     return {placement.job: [item.label for item in placement.cards] for placement in placements}
 
 
-def test_a_gpu_is_announced_with_the_whole_gib_that_are_free() -> None:
+def test_a_gpu_is_announced_with_all_that_cuda_can_give_and_with_what_it_is() -> None:
     cards = visible_gpus(FOUND, None)
-    assert resources(cards) == {"card0_gib": 8.0, "card1_gib": 11.0, "card2_gib": 79.0}
-    assert labels(cards) == {"card0_uuid": "GPU-aaa1", "card1_uuid": "GPU-bbb2", "card2_uuid": "GPU-ccc3"}
+    assert resources(cards) == {"card0_mib": 11936.0, "card1_mib": 11117.0, "card2_mib": 24135.0}
+    assert {key: value for key, value in labels(cards).items() if key.startswith("card0")} == {
+        "card0_uuid": "GPU-aaa1", "card0_name": "NVIDIA_GeForce_RTX_3060", "card0_sm": "8.6",
+        "card0_total_mib": "12288", "card0_tflops": "15.05",
+    }  # fmt: skip
+
+
+def announced(found: list[LocalCard], name: str = "a") -> dict[str, Any]:
+    """Return the node that announces these cards."""
+    return {**node(name), "Resources": {"CPU": 8.0, "GPU": float(len(found)), **resources(found)},
+            "Labels": labels(found)}  # fmt: skip
+
+
+def test_what_a_node_announces_of_its_gpus_is_what_the_cluster_has() -> None:
+    for value in labels(FOUND).values():
+        assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", value)  # as Ray checks them
+    cards, _ = cluster_cards([announced(visible_gpus(FOUND, None))], {}, {})
+    assert [(item.name, item.capability, item.total_gib, item.uuid) for item in cards[1:]] == [
+        ("NVIDIA GeForce RTX 3060", (8, 6), 12.0, "GPU-bbb2"),
+        ("NVIDIA GeForce RTX 4090", (8, 9), 24564 / 1024, "GPU-ccc3"),
+    ]
+    assert (cards[0].size, cards[0].tflops) == (11936 / 1024, 15.05)
+
+
+def test_equal_cards_are_equal_whatever_a_desktop_uses_of_them() -> None:
+    cards, nodes = cluster_cards([announced(visible_gpus(FOUND, None))], {}, {})
+    two = Request(job="two", num_ranks=2, card_gib=10.5)
+    assert [item.index for item in Board(cards, nodes).find(two)] == [1, 0]
+    assert Board(cards, nodes).find(replace(two, card_gib=11.2)) == ()  # the least of both
+    spec = JobSpec(name="x", output_dir="x", data=DataSpec(dataset_name="imdb"), num_ranks=2)
+    assert whole_cards("two", spec, cards).card_gib == 11117 / 1024
+
+
+@pytest.mark.parametrize("capable", [(8, 6), (8, 9)])
+def test_cards_of_one_size_that_are_of_two_models_are_not_equal(capable: tuple[int, int]) -> None:
+    a, b = (replace(card("a", index), name=f"model {index}", capability=(8, 6), total_gib=8.0) for index in (0, 1))
+    two = Request(job="two", num_ranks=2, card_gib=4.0)
+    assert Board([a, b], nodes_of([a, b])).find(two) == ()
+    alike = [a, replace(b, name=a.name, capability=capable)]
+    assert bool(Board(alike, nodes_of(alike)).find(two)) == (capable == (8, 6))
+
+
+def test_nvml_is_asked_for_what_is_free_and_for_what_a_card_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of an idle RTX 3060."""
+    memory = SimpleNamespace(total=12288 * MIB, free=11936 * MIB, used=352 * MIB)
+    stub: Any = ModuleType("pynvml")
+    stub.NVMLError, stub.NVML_CLOCK_SM = RuntimeError, 1
+    answers = {
+        "Init": None, "Shutdown": None, "DeviceGetCount": 1, "DeviceGetHandleByIndex": "handle",
+        "DeviceGetMemoryInfo": memory, "DeviceGetCudaComputeCapability": (8, 6), "DeviceGetMaxClockInfo": 2100,
+        "DeviceGetNumGpuCores": 3584, "DeviceGetUUID": "GPU-aaa1", "DeviceGetName": "NVIDIA GeForce RTX 3060",
+    }  # fmt: skip
+    for name, answer in answers.items():
+        setattr(stub, f"nvml{name}", lambda *_, answer=answer: answer)
+    monkeypatch.setitem(sys.modules, "pynvml", stub)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (found,) = gpus()
+    assert found.tflops == pytest.approx(15.05, abs=0.01)
+    assert replace(found, tflops=15.05) == FOUND[0]
 
 
 @pytest.mark.parametrize(("visible", "kept"), [("1", [1]), ("GPU-ccc3,0", [0, 2]), ("", []), (None, [0, 1, 2])])
@@ -69,12 +128,12 @@ def test_cuda_visible_devices_hides_cards(visible: str | None, kept: list[int]) 
 
 def test_a_machine_without_gpus_has_virtual_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.cards.gpus", list)
-    assert resources(local_cards([8, 12])) == {"card0_gib": 8.0, "card1_gib": 12.0}
+    assert resources(local_cards([8, 12.5])) == {"card0_mib": 8192.0, "card1_mib": 12800.0}
     assert not any(item.uuid for item in local_cards(None))
 
 
 def node(name: str, *, alive: bool = True, **changed: Any) -> dict[str, Any]:
-    total = {"CPU": 7.0, "card0_gib": 8.0, "card1_gib": 12.0, "memory": 30.0 * GIB} | changed
+    total = {"CPU": 7.0, "card0_mib": 8192.0, "card1_mib": 12288.0, "memory": 30.0 * GIB} | changed
     return {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": f"ip-{name}", "Alive": alive,
             "Resources": total, "Labels": {"card1_uuid": "GPU-1"}}  # fmt: skip
 
@@ -88,8 +147,8 @@ def test_cards_are_read_off_the_living_nodes_and_share_their_cores() -> None:
 
 
 def test_what_others_have_reserved_is_left_to_them() -> None:
-    left = {"a": {"card0_gib": 1.0, "card1_gib": 12.0, "memory": 20.0 * GIB}}
-    cards, nodes = cluster_cards([node("a")], left, {"a": {"card0_gib": 4.0, "memory": 2.0 * GIB}})
+    left = {"a": {"card0_mib": 1024.0, "card1_mib": 12288.0, "memory": 20.0 * GIB}}
+    cards, nodes = cluster_cards([node("a")], left, {"a": {"card0_mib": 4096.0, "memory": 2.0 * GIB}})
     assert [(item.size, item.gib) for item in cards] == [(8, 5.0), (12, 12.0)]
     assert (nodes["a"].host_gib, nodes["a"].total_gib) == (22.0, 30.0)
     there, machines = unreserved(cards, nodes)
@@ -97,9 +156,17 @@ def test_what_others_have_reserved_is_left_to_them() -> None:
 
 
 def test_a_cluster_that_announces_no_card_is_told_how() -> None:
-    cards, _ = cluster_cards([{**node("a"), "Resources": {"CPU": 2.0}}], {}, {})
-    with pytest.raises(UserError, match=r"ray start .*card0_gib"):
-        require_cards(cards)
+    nodes = [{**node("a"), "Resources": {"CPU": 2.0}}]
+    cards, _ = cluster_cards(nodes, {}, {})
+    with pytest.raises(UserError, match=r"ray start .*card0_mib"):
+        require_cards(cards, nodes)
+
+
+def test_a_cluster_of_an_older_shoal_is_told_to_start_anew() -> None:
+    nodes = [{**node("a"), "Resources": {"CPU": 2.0, "card0_gib": 8.0}}]
+    cards, _ = cluster_cards(nodes, {}, {})
+    with pytest.raises(UserError, match=r"older Shoal.*start Ray there again"):
+        require_cards(cards, nodes)
 
 
 def test_virtual_cards_keep_no_real_ones_waiting_nor_take_their_place_later() -> None:
@@ -246,7 +313,7 @@ def check_room(planner: Scheduler, nodes: dict[str, Node]) -> None:
     held: dict[Any, float] = defaultdict(float)
     for placement in planner.running.values():
         assert len(placement.cards) == placement.request.num_ranks == len({item.key for item in placement.cards})
-        assert len({item.size for item in placement.cards}) == 1
+        assert len({item.kind for item in placement.cards}) == 1
         for item in placement.cards:
             held[item.key] += placement.request.card_gib
             held[item.node_id] += placement.request.host_gib

@@ -15,7 +15,7 @@ from launcher.schedule import Scheduler
 def node(name: str, port: int) -> dict[str, Any]:
     return {
         "NodeID": name, "Alive": True, "NodeManagerHostname": name, "NodeManagerAddress": "127.0.0.1",
-        "NodeManagerPort": port, "Resources": {"CPU": 2.0, "card0_gib": 8.0},
+        "NodeManagerPort": port, "Resources": {"CPU": 2.0, "card0_mib": 8192.0},
     }  # fmt: skip
 
 
