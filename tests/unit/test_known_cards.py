@@ -21,7 +21,7 @@ def test_gb_are_those_that_a_card_is_sold_with_and_of_which_it_gives_less() -> N
         ("RTX 4070 Ti SUPER", "NVIDIA GeForce RTX 4070 Ti SUPER", 15.6, (8, 9)),
         ("rtx3060ti", "NVIDIA GeForce RTX 3060 Ti", 7.7, (8, 6)),
         ("1660", "NVIDIA GeForce GTX 1660", 5.7, (7, 5)),
-        ("t4", "NVIDIA T4", 15.6, (7, 5)),
+        ("t4", "NVIDIA T4", 14.5, (7, 5)),
     ],
 )
 def test_a_model_is_known_by_its_name(text: str, name: str, gib: float, capability: tuple[int, int]) -> None:
