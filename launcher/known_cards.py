@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[float, tuple[int, int], float]] = {
     "t4": (14.5, TURING, 8.1), "v100": (15.7, (7, 0), 15.7), "a10": (22.0, AMPERE, 31.2), "l4": (22.0, ADA, 30.3),
     "a100": (40, (8, 0), 19.5), "h100": (80, (9, 0), 66.9),
 }  # fmt: skip
-"""Model -> GB as it is sold (or GiB as they are, where it gives less than others), capability, fp32 TFLOP/s of the data sheet."""
+"""Model -> GB as it is sold, or GiB where it gives less than others; capability; fp32 TFLOP/s of the data sheet."""
 
 
 def read_cards(text: str) -> list[Card]:
