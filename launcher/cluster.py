@@ -168,7 +168,8 @@ class Cluster:
             "runtime_env": {
                 "env_vars": {
                     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                    "CUDA_VISIBLE_DEVICES": card.uuid or ("" if card.is_virtual else str(card.index)),
+                    # By its number: DeepSpeed cannot read a UUID.
+                    "CUDA_VISIBLE_DEVICES": "" if card.is_virtual else str(card.index),
                     "OMP_NUM_THREADS": str(card.num_threads),
                 }
             },

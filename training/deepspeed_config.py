@@ -6,6 +6,7 @@ DeepSpeed accepts a misspelt section in silence and then trains without it; here
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,19 @@ def _auto_zero_value(key: str) -> Any:
     fields = DeepSpeedZeroConfig.model_fields
     field = next(field for name, field in fields.items() if key in (name, field.alias))
     return field.get_default(call_default_factory=True)
+
+
+def blames_settings(error: Exception) -> bool:
+    """Whether DeepSpeed has raised an error about its configuration, and not about what it met while it worked.
+
+    By where it comes from: its modules of settings, or the engine's functions that check them.
+    """
+    of_deepspeed = [
+        (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__", "")).startswith("deepspeed.")
+    ]
+    if not of_deepspeed:
+        return False
+    module, function = of_deepspeed[-1]
+    return "config" in module.rpartition(".")[2] or function.endswith(("_sanity_check", "_config"))

@@ -15,7 +15,8 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from training.deepspeed_config import fit_buckets, offloads_optimizer, zero_stage
+from training.cuda.visible import let_deepspeed_read_uuids
+from training.deepspeed_config import blames_settings, fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
 from training.forecast.memory_estimate import CUDA_CONTEXT
 from training.memory import OutOfMemory
@@ -35,6 +36,7 @@ def start_process_group(ranks: Ranks) -> torch.device:
         os.environ["LOCAL_RANK"] = str(ranks.local_rank % torch.cuda.device_count())
     import deepspeed
 
+    let_deepspeed_read_uuids()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     torch.set_num_threads(ranks.num_threads)
     # Gradients that have all but vanished are denormal numbers, which make a CPU ten times slower.
@@ -152,10 +154,12 @@ def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, conf
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Turn what DeepSpeed raises about its configuration into a UserError."""
+    """Turn what DeepSpeed raises about its configuration into a UserError; all else it raises stays what it is."""
     try:
         yield
     except (ValueError, AssertionError, NotImplementedError) as error:
+        if not blames_settings(error):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"DeepSpeed refuses the settings of the deepspeed file: {reason}. Mend or remove them."

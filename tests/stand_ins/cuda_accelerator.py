@@ -27,6 +27,7 @@ def _answer_as_cuda(module: ModuleType, inventory: Inventory) -> None:
     """Put DeepSpeed's own CUDA methods, over NVML of the inventory, in place of the CPU's."""
     import deepspeed.accelerator.cuda_accelerator as cuda
     import pynvml
+    import torch
 
     cpu: Any = module.CPU_Accelerator
     before = {name: getattr(cpu, name) for name in ("available_memory", "total_memory", "is_available")}
@@ -47,6 +48,13 @@ def _answer_as_cuda(module: ModuleType, inventory: Inventory) -> None:
             return before["total_memory"](self, device_index)
         return inventory.devices[self._get_nvml_gpu_id(card(device_index))].bytes_of_cuda
 
+    def free_of_cuda(device_index: int | None = None) -> tuple[int, int]:
+        """What CUDA itself says, which takes UUIDs."""
+        name = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[card(device_index)]
+        device = next(device for device in inventory.devices if name == str(device.index) or device.uuid == name)
+        return device.bytes_free, device.bytes_of_cuda
+
+    torch.cuda.mem_get_info = free_of_cuda
     cpu._get_nvml_gpu_id = cuda.CUDA_Accelerator._get_nvml_gpu_id
     cpu.available_memory = available_memory
     cpu.total_memory = total_memory
