@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -34,11 +35,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.word_tokenizer import save_word_tokenizer  # noqa: E402
-from launcher.cost import CPU, Quantities, amounts  # noqa: E402
-from launcher.cost import seconds as expected  # noqa: E402
+from launcher.cost import CPU  # noqa: E402
+from training.calibration.costs import Quantities, Shape, step_amounts  # noqa: E402
+from training.calibration.costs import seconds as expected  # noqa: E402
 from training.forecast.memory_estimate import Work  # noqa: E402
 from training.ranks import free_port  # noqa: E402
-from training.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec  # noqa: E402
 
 FILES = ("zero1", "zero2_offload", "zero3", "zero3_offload_param")
 CUTS = ((16, 1), (4, 4))
@@ -134,22 +135,17 @@ def measure(cell: Cell, material: Path) -> float:
 
 def amounts_of(cell: Cell, parameters: int) -> Quantities:
     """Return what a rank does in one step of a cell."""
-    spec = JobSpec(
-        model=ModelSpec(quantization=cell.quantization, dtype="fp32"),  # type: ignore[arg-type]
-        data=DataSpec(train_file="train.jsonl", max_seq_length=MAX_LENGTH),
-        training=TrainingSpec(
-            gradient_checkpointing=cell.checkpointing, per_device_train_batch_size=cell.per_device,
-            gradient_accumulation_steps=cell.accumulation,
-        ),
-        num_ranks=cell.num_ranks,
-    )  # fmt: skip
     tokens = 16 * (20 + MAX_LENGTH) // 2
     work = Work(parameters=parameters, layers=LAYERS, tokens=tokens, evaluated_tokens=0, steps=1)
     zero = json.loads((ROOT / f"ds_configs/{cell.file}.json").read_text())["zero_optimization"]
-    return amounts(
-        spec, work, zero["stage"],
-        offloads_optimizer="offload_optimizer" in zero, offloads_base=False,  # all memory is the host's here
+    shape = Shape(
+        work=work, quantization=cell.quantization, dtype="fp32", stage=zero["stage"], num_ranks=cell.num_ranks,
+        recomputes=cell.checkpointing, offloads_optimizer="offload_optimizer" in zero,
+        offloads_base=False,  # all memory is the host's here
     )  # fmt: skip
+    budget = cell.per_device * MAX_LENGTH
+    micro_batches = max(1, math.ceil(tokens / cell.num_ranks / budget))
+    return step_amounts(shape, tokens=tokens / cell.num_ranks, pairs=0.0, micro_batches=micro_batches)
 
 
 def fit(cells: Sequence[Cell], seconds: Sequence[float], parameters: int) -> Quantities:

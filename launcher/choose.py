@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from launcher.board import Request
 from launcher.cards import Card, Node
+from launcher.cost import cpu_record, expected_seconds, measured_costs
 from launcher.expand import StudyJob
 from launcher.fit import equal_cards, explain, request
 from launcher.schedule import room_for
-from launcher.settings import Setting, expected_seconds, settings
+from launcher.settings import Setting, settings
 from training.errors import UserError
 from training.forecast.memory_estimate import JobForecast, Work
 from training.spec import JobSpec
@@ -43,7 +44,9 @@ class Choice:
     forecast: JobForecast
     asked: Request
     seconds: float
-    """Expected, without start-up."""
+    """Expected, from its start to its end."""
+    is_measured: bool = False
+    """Whether that is by what `shoal calibrate` has measured; else by guesses."""
     lost: tuple[Lost, ...] = ()
     """The other settings, the fastest first."""
     refusal: str | None = None
@@ -73,8 +76,14 @@ def choose(
     fits first is returned. Raises UserError for what the trainer refuses under every setting.
     """
     search = _Search(job, ask, cards, nodes, on_card=on_card)
+    record = None if on_card else cpu_record()
     options = [
-        Option(setting=setting, spec=spec, seconds=expected_seconds(spec, work, on_card=on_card))
+        Option(
+            setting=setting,
+            spec=spec,
+            seconds=expected_seconds(spec, work, on_card=on_card, record=record),
+            is_measured=measured_costs(spec, work, record) is not None,
+        )
         for setting, spec in settings(job, len(cards))
     ]
     widest = max(most_ranks, job.spec.num_ranks)
@@ -100,7 +109,9 @@ class Option:
     spec: JobSpec
     """The job under it."""
     seconds: float
-    """Expected, without start-up."""
+    """Expected, from its start to its end."""
+    is_measured: bool
+    """Whether that is by what was measured."""
 
 
 def _smallest_of_each_batch(options: Sequence[Option], pair: tuple[int, str]) -> list[Option]:
@@ -225,8 +236,9 @@ class _Search:
             return _Tried(why_not=str(forecast), is_refused=True)
         asked = request(self.job.name, option.spec, forecast.memory, option.seconds, on_card=self.on_card)
         choice = Choice(
-            setting=option.setting, spec=option.spec, forecast=forecast, asked=asked, seconds=option.seconds
-        )
+            setting=option.setting, spec=option.spec, forecast=forecast, asked=asked, seconds=option.seconds,
+            is_measured=option.is_measured,
+        )  # fmt: skip
         if room_for(asked, self.cards, self.nodes):
             return _Tried(choice=choice)
         if self.least is None or self._need(choice) < self._need(self.least):

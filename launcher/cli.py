@@ -12,6 +12,7 @@
     shoal export RUN --output DIR --format vllm    its base with the head, and its LoRA weights, as vLLM loads them
     shoal cards                        print this machine's cards for `ray start --resources=...`
     shoal doctor                       what is wrong with this machine, or with a cluster's PCs (--cluster FILE)
+    shoal calibrate                    measure this machine, so that plans tell how long jobs take (--cluster FILE)
 
 Exit status: 0 all is well, 1 a job failed, data has errors, what was written did not verify or the doctor found an
 error, 2 the input is at fault, 130 interrupted.
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--cluster", type=Path, metavar="FILE", help="Ray's cluster file, e.g. cluster/cluster.yaml")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
+    _add_calibrate(commands)
     return parser
 
 
@@ -139,6 +141,13 @@ def _add_check(check: argparse.ArgumentParser) -> None:
     check.add_argument("--long_text", help="what is read of a longer one: head (default), tail, head+tail or chunk")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(command=_check)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser("calibrate", help="measure this machine's cards or CPU, for what plans say")
+    calibrate.add_argument("--cluster", type=Path, metavar="FILE", help="measure each PC of Ray's cluster file")
+    calibrate.add_argument("--short", action="store_true", help="a rough idea in a part of the time")
+    calibrate.set_defaults(command=_calibrate)
 
 
 def _add_export(commands: Any) -> None:
@@ -285,6 +294,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from launcher.doctor.examine import doctor
 
     return doctor(options.cluster, as_json=options.json)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from launcher.calibrate import calibrate, calibrate_cluster
+
+    return calibrate_cluster(options.cluster) if options.cluster else calibrate(short=options.short)
 
 
 if __name__ == "__main__":

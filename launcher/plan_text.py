@@ -50,6 +50,7 @@ class PlannedJob:
             "error": choice.refusal,
             "setting": choice.setting.to_dict(),
             "expected_seconds": round(choice.seconds, 1),
+            "time_is_measured": choice.is_measured,
             "card_gib": choice.asked.card_gib,
             "host_gib": choice.asked.host_gib,
             "dtype": choice.forecast.dtype,
@@ -78,12 +79,20 @@ def print_jobs(items: Sequence[PlannedJob], cards: Sequence[Card], host_gib: flo
     host = "a PC of any memory" if host_gib == math.inf else f"this PC's {host_gib:.0f} GiB of memory"
     jobs = f"{len(items)} job" + "s" * (len(items) != 1)
     console.print(
-        f"{jobs}, planned for {have} ({kind}) and {host}. GiB are a rank's peak; times are rough.",
+        f"{jobs}, planned for {have} ({kind}) and {host}. GiB are a rank's peak; {times(items)}.",
         highlight=False,
         soft_wrap=True,
     )
     for (first, *_), settings in zip(groups.values(), map(json.loads, groups), strict=True):
         console.print(f"\n{_explain(first, settings, on_card=on_card)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def times(items: Sequence[PlannedJob]) -> str:
+    """Return whether the times are by what was measured of the cards or CPU."""
+    measured = {item.planned.is_measured for item in items if isinstance(item.planned, Choice)}
+    if measured == {True}:
+        return "times are by what was measured here, start and end included"
+    return "times are assumed, not measured: rough (`shoal calibrate` measures this machine)"
 
 
 def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:

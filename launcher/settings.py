@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from launcher.cost import CARD, CPU, amounts, seconds
 from launcher.expand import CHECKOUT, StudyJob
-from training.forecast.memory_estimate import Work
 from training.spec import JobSpec
 
 ONE_RANK = ("zero1", "zero2_offload", "zero3_offload_param")
@@ -48,21 +46,6 @@ class Setting:
         recompute = ", gradient checkpointing" if self.gradient_checkpointing else ""
         file = self.deepspeed.removeprefix("ds_configs/").removesuffix(".json")
         return f"{file}, batch {sizes}, {ranks}{recompute}"
-
-
-def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool) -> float:
-    """Return how long a job takes, without its start-up, by the costs of a kind of card."""
-    content = spec.deepspeed if isinstance(spec.deepspeed, dict) else {}
-    zero = content.get("zero_optimization") or {}
-
-    def offloads(key: str) -> bool:
-        return str((zero.get(key) or {}).get("device", "none")) != "none"
-
-    of_job = amounts(
-        spec, work, int(zero.get("stage", 0)),
-        offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
-    )  # fmt: skip
-    return seconds(CARD if on_card else CPU, of_job)
 
 
 def settings(job: StudyJob, num_cards: int) -> Iterator[tuple[Setting, JobSpec]]:

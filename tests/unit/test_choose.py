@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from launcher.cards import GIB, Card, Node
 from launcher.choose import Ask, Choice, choose
+from launcher.cost import expected_seconds
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.plan import fitting_sizes
 from launcher.plan_text import why_not
 from launcher.remedies import Search, remedies
-from launcher.settings import Setting, cuts, expected_seconds, settings
+from launcher.settings import Setting, cuts, settings
 from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import DataSpec, JobSpec, TrainingSpec

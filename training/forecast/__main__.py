@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from training.batches import Lengths, steps_per_epoch
+from training.batches import LENGTH_MULTIPLE, Lengths, steps_per_epoch
 from training.cache import cached
 from training.deepspeed_config import check_deepspeed_config, fill_auto, refuse_impossible
 from training.errors import UserError
@@ -89,8 +89,7 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
         dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
         dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
-    parameters = base_parameters(json.dumps(config, sort_keys=True))
-    work = work_of(spec, parameters, model_config.num_hidden_layers, lengths)
+    work = work_of(spec, base_figures(json.dumps(config, sort_keys=True)), lengths, dtype)
     answer: dict[str, Any] = {"work": asdict(work), "dtype": dtype}
     if memory:
         # As it will be filled when it runs, for the messages: the forecast itself knows no file's name.
@@ -104,43 +103,70 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     return answer
 
 
-def work_of(spec: JobSpec, parameters: int, layers: int, lengths: Mapping[str, Lengths]) -> Work:
-    """Return the work of a job on texts of these many tokens; `lengths` holds train, validation and maybe test."""
+def work_of(spec: JobSpec, base: Mapping[str, int], lengths: Mapping[str, Lengths], dtype: str) -> Work:
+    """Return the work of a job on texts of these many tokens; `lengths` holds train, validation and maybe test, `base`
+    is of base_figures."""
     tokens = {name: sum(map(sum, split)) for name, split in lengths.items()}
+    pairs = {name: pairs_of(split) for name, split in lengths.items()}
     training = spec.training
     global_batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.num_ranks
     an_epoch = steps_per_epoch(len(lengths["train"]), global_batch_size)
     steps = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * an_epoch)
     evaluations = 1 + math.ceil(steps / an_epoch)  # the first is of the untrained model
     evaluations += steps // training.eval_steps if training.eval_steps else 0
+    # The best weights are evaluated once more, and then test.
+    evaluated = [(evaluations + 1) * of["validation"] + of.get("test", 0) for of in (tokens, pairs)]
     return Work(
-        parameters=parameters,
-        layers=layers,
+        parameters=base["parameters"],
+        layers=base["layers"],
         tokens=round(tokens["train"] * steps / an_epoch),
-        evaluated_tokens=evaluations * tokens["validation"] + tokens.get("test", 0),
+        evaluated_tokens=evaluated[0],
         steps=steps,
+        dtype=dtype,
+        hidden=base["hidden"],
+        weights=base["weights"],
+        trained=spec.lora.r * base["activations"],
+        activations=base["activations"],
+        pairs=round(pairs["train"] * steps / an_epoch),
+        evaluated_pairs=evaluated[1],
+        evaluations=evaluations,
     )
 
 
+def pairs_of(lengths: Lengths) -> int:
+    """Return the pairs of positions that attention works on; texts are filled up as training.batches folds them."""
+    padded = (length + -length % LENGTH_MULTIPLE for chunks in lengths for length in chunks)
+    return sum(length * length for length in padded)
+
+
 @functools.lru_cache(maxsize=16)
-def base_parameters(config: str) -> int:
-    """Return the weights of a model without its embeddings; `config` is its config.json."""
+def base_figures(config: str) -> dict[str, int]:
+    """Return what of a model its time depends on, by the names of Work: "parameters" (without its embeddings),
+    "layers", "hidden", "weights" and "activations". `config` is its config.json."""
     key = hashlib.sha256(f"{version('transformers')} {config}".encode()).hexdigest()[:32]
 
     def make(target: Path) -> None:
-        target.write_text(str(in_fork(_count_weights, config)), encoding="utf-8")
+        target.write_text(json.dumps(in_fork(_figures, config)), encoding="utf-8")
 
-    return int(cached(f"parameters/{key}", make).read_text(encoding="utf-8"))
+    return dict(json.loads(cached(f"figures/{key}", make).read_text(encoding="utf-8")))
 
 
-def _count_weights(config: str) -> int:
+def _figures(config: str) -> dict[str, int]:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    model_config = AutoConfig.for_model(**json.loads(config))
     with torch.device("meta"):
-        model = AutoModel.from_config(AutoConfig.for_model(**json.loads(config)))
+        model = AutoModel.from_config(model_config)
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     weights = sum(int(parameter.numel()) for parameter in model.parameters())
-    return weights - int(model.get_input_embeddings().weight.numel())
+    return {
+        "parameters": weights - int(model.get_input_embeddings().weight.numel()),
+        "layers": int(model_config.num_hidden_layers),
+        "hidden": int(model_config.hidden_size),
+        "weights": weights,
+        "activations": sum(module.in_features + module.out_features for module in linear),
+    }
 
 
 @functools.lru_cache(maxsize=4)

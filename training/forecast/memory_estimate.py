@@ -58,6 +58,21 @@ class Work:
     """Of validation, after each epoch, and of test."""
     steps: int
     """Of the optimizer."""
+    dtype: str = "fp32"
+    """In which the job computes."""
+    hidden: int = 0
+    weights: int = 0
+    """All of the base, embeddings included."""
+    trained: int = 0
+    """Of the adapter."""
+    activations: int = 0
+    """Numbers in and out of all linear layers, for a token."""
+    pairs: int = 0
+    """Of positions in one text, over all that is trained on."""
+    evaluated_pairs: int = 0
+    """The same of what is evaluated."""
+    evaluations: int = 2
+    """Of validation while training, that of the untrained model included."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,108 @@
+"""`shoal calibrate`: this machine's CPU, or each PC of a cluster file, is measured; `--show` prints what is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from launcher.doctor.nodes import Node, NodeError, read_cluster_file
+from launcher.expand import CHECKOUT
+from training.calibration.record import CardRecord
+from training.errors import EXIT_FAILED, ShoalError
+
+NODE_SECONDS = 900.0
+"""An old PC builds CPUAdam in minutes."""
+
+
+def calibrate(*, short: bool = False) -> int:
+    """Measure this machine and keep the record; return the exit status. Raises ShoalError."""
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def tell(answer: dict[str, Any]) -> None:
+            if "of" in answer:
+                progress.update(task, total=answer["of"])
+            if "part" in answer:
+                progress.update(task, advance=1, description=f"measuring: {answer['part']}")
+
+        record = measure_here(tell, short=short)
+    print(describe(record))
+    return 0
+
+
+def measure_here(tell: Any, *, short: bool = False) -> CardRecord:
+    """Return the record of this machine, measured in a process of its own, which keeps it. Raises ShoalError.
+
+    `tell` is told each answer of training.calibration.
+    """
+    command = [sys.executable, "-m", "training.calibration", *(["--short"] if short else [])]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdout is not None
+        answer: dict[str, Any] = {}
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                tell(answer)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.wait()
+        log.seek(0)
+        said = log.read().strip().splitlines()
+    if "record" not in answer:
+        raise ShoalError(f"the calibration failed: {answer.get('error') or (said[-1] if said else 'it said nothing')}")
+    return CardRecord.from_dict(answer["record"])
+
+
+def calibrate_cluster(cluster_file: Path) -> int:
+    """Measure each PC of a cluster file and keep the records here, on the head too; return the exit status."""
+    nodes = read_cluster_file(cluster_file).nodes()
+    print(f"measuring {len(nodes)} PCs, about a minute each, at once", file=sys.stderr)
+    failed = False
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        for node, answer in zip(nodes, pool.map(_measure_node, nodes), strict=True):
+            if isinstance(answer, NodeError):
+                failed = True
+                print(f"{node.name}: not measured: {answer}")
+            else:
+                answer.save()
+                print(f"{node.name}: {describe(answer)}")
+    return EXIT_FAILED if failed else 0
+
+
+def _measure_node(node: Node) -> CardRecord | NodeError:
+    try:
+        answer = node.run("calibration.py", timeout_seconds=NODE_SECONDS)
+        return CardRecord.from_dict(answer["record"])
+    except NodeError as error:
+        return error
+    except (KeyError, TypeError, ValueError):
+        return NodeError("it answered no record; has it another version of Shoal?", unreachable=False)
+
+
+def describe(record: CardRecord) -> str:
+    """Return what was measured, in lines."""
+    lines = [f"{record.name} ({record.driver}), torch {record.torch}: measured in {record.seconds:.0f} s"]
+    start = next(iter(record.costs.values())).starts if record.costs else 0.0
+    lines.append(f"  a job's start and end: {start:.1f} s")
+    for kind, costs in record.costs.items():
+        speed = f"{1e-9 / costs.operations:.0f} GFLOP/s" if costs.operations else "speed not known"
+        lines.append(f"  {kind}: {speed}, {1e3 * costs.layers:.2f} ms a layer and micro-batch")
+    for name, figure in record.speed.items():
+        lines.append(f"  {name}: {figure:.3g}")
+    lines += [f"  {name}, which is wrong on this card, is not used" for name in record.wrong]
+    lines.append(f"  kept in {record.path}")
+    return os.linesep.join(lines)
