@@ -153,7 +153,11 @@ def _runs(choice: Choice) -> str:
     quantization, dtype = choice.spec.model.quantization, choice.forecast.dtype
     base = f" on an {quantization} base" if quantization != "none" else ""
     zero = choice.spec.deepspeed.get("zero_optimization") or {} if isinstance(choice.spec.deepspeed, dict) else {}
-    raised = "; ZeRO stage 1, not 0: bf16 needs its fp32 copies" if dtype == "bf16" and not zero.get("stage") else ""
+    raised = (
+        f"; ZeRO stage 1, not 0: {dtype} needs its fp32 copies"
+        if dtype in ("bf16", "fp16") and not zero.get("stage")
+        else ""
+    )
     return f"runs in {dtype}{base} with {choice.setting}{raised}"
 
 

@@ -23,18 +23,22 @@ AUTO = "auto"
 OWN_SECTIONS = {
     "optimizer": "Shoal builds AdamW itself. Remove the section and set training.learning_rate and weight_decay.",
     "scheduler": "Shoal builds the schedule itself. Remove the section and set training.lr_scheduler_type.",
-    "fp16": "LLaMA models overflow in fp16. Use bf16 (model.dtype) or fp32.",
-    "amp": "Mixed precision is bf16 here. Remove the section and set model.dtype.",
+    "amp": "Mixed precision is bf16 or fp16 here. Remove the section and set model.dtype.",
     "dataloader_drop_last": "Every sample is used once an epoch. Remove the key.",
     "managed_gradient_accumulation": "Shoal sets the accumulation boundary itself. Remove the key.",
 }
 """Keys DeepSpeed knows and Shoal does not take, with what to do instead."""
-FP16 = "fp16"
+FP16_KEYS = {
+    "enabled", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale",
+    "consecutive_hysteresis", "auto_cast",
+}  # fmt: skip
+"""Of the section fp16. Its last key is taken where it is off, its loss_scale where it is 0, the dynamic one."""
 OLD_NAMES = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
 """ZeRO's keys of earlier DeepSpeeds -> the sections that have taken their place."""
 
 KNOWN_SECTIONS = {
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "bf16",
+    "fp16",
     "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type",
     "prescale_gradients", "gradient_predivide_factor", "steps_per_print", "wall_clock_breakdown", "memory_breakdown",
     "activation_checkpointing", "comms_logger", "flops_profiler", "data_types", "torch_autocast", "aio", "compile",
@@ -74,11 +78,12 @@ def check_deepspeed_config(content: dict[str, Any], source: str) -> None:
         DeepSpeedZeroOffloadParamConfig,
     )
 
-    for key, section in content.items():
-        if key in OWN_SECTIONS and not (key == FP16 and _is_off(section)):
+    for key in content:
+        if key in OWN_SECTIONS:
             raise UserError(f"{source}: key {key!r}: {OWN_SECTIONS[key]}")
-    _refuse_unknown(content, KNOWN_SECTIONS | {FP16}, source, "")
+    _refuse_unknown(content, KNOWN_SECTIONS, source, "")
     _refuse_unknown(content.get("bf16", {}), {"enabled", "check_grad_overflow"}, source, "bf16.")
+    _check_fp16(content.get("fp16", {}), source)
     zero = content.get("zero_optimization", {})
     _refuse_unknown(zero, _names(DeepSpeedZeroConfig), source, "zero_optimization.")
     sections = {
@@ -121,9 +126,25 @@ def _refuse_old_and_wrong(zero: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: {key} is {found['input']!r}. DeepSpeed says: {found['msg']}.") from None
 
 
-def _is_off(section: Any) -> bool:
-    """Whether a section of mixed precision asks for nothing: "auto" is the job's own precision, never fp16."""
-    return isinstance(section, dict) and section.get("enabled", False) in (AUTO, False)
+def _check_fp16(section: Any, source: str) -> None:
+    """Refuse a section fp16 that asks for another loss scaling than Shoal's: dynamic, of a model that is in fp16."""
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+    from pydantic import ValidationError
+
+    _refuse_unknown(section, FP16_KEYS, source, "fp16.")
+    for key, needed, why in (
+        ("loss_scale", 0, "Set 0: a fixed scale cannot give way where gradients overflow"),
+        ("auto_cast", False, "Remove it: the model itself is in fp16"),
+    ):
+        if section.get(key, needed) != needed:
+            raise UserError(f"{source}: fp16.{key} is {section[key]!r}. {why}.")
+    try:
+        DeepSpeedFP16Config(**{key: value for key, value in section.items() if value != AUTO})
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise UserError(
+            f"{source}: fp16.{found['loc'][0]} is {found['input']!r}. DeepSpeed says: {found['msg']}."
+        ) from None
 
 
 def _names(section: Any) -> set[str]:
@@ -178,26 +199,30 @@ def fill_auto(
         "gradient_clipping": training.max_grad_norm,
     }
     filled: dict[str, Any] = json.loads(json.dumps(content))
-    filled.pop(FP16, None)  # off, or it had been refused
     for key, value in wanted.items():
         if filled.get(key, AUTO) not in (AUTO, value):
             raise UserError(f'{source}: {key} is {filled[key]} and the job says {value}. Write "auto" there.')
         filled[key] = value
-    bf16 = dtype == torch.bfloat16
-    if filled.get("bf16", {}).get("enabled", AUTO) not in (AUTO, bf16):
-        raise UserError(f'{source}: bf16.enabled contradicts the job\'s dtype. Write "auto" there.')
+    bf16, fp16 = dtype == torch.bfloat16, dtype == torch.float16
+    for name, is_on in (("bf16", bf16), ("fp16", fp16)):
+        if filled.get(name, {}).get("enabled", AUTO) not in (AUTO, is_on):
+            raise UserError(f'{source}: {name}.enabled contradicts the job\'s dtype. Write "auto" there.')
     # A step with infinite gradients is not left out in silence: the loss that follows stops the job with a message.
     filled["bf16"] = {"check_grad_overflow": False, **filled.get("bf16", {}), "enabled": bf16}
+    section = filled.pop("fp16", {})
+    if fp16:
+        # A step that overflows is tried again (training.loss_scale): patience with the scale would only repeat it.
+        filled["fp16"] = {"hysteresis": 1, **{k: v for k, v in section.items() if v != AUTO}, "enabled": True}
     # DeepSpeed would refuse torch's AdamW under offload, which is the fallback where CPUAdam does not compile.
     filled.setdefault("zero_force_ds_cpu_optimizer", False)
     filled.setdefault("steps_per_print", 10**9)
     zero = filled.setdefault("zero_optimization", {})
-    if bf16:
-        # Many micro-batches, each far smaller than their sum, would be rounded to 8 bits as they add up.
+    if bf16 or fp16:
+        # Many micro-batches, each far smaller than their sum, would be rounded to 8 bits (fp16: 11) as they add up.
         filled.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-    if bf16 and zero.get("stage", 0) == 0:
-        # Without ZeRO DeepSpeed trains the bf16 weights themselves: updates below 1/256 of a weight are lost.
-        # Stage 1 keeps fp32 copies and still holds all weights on every rank.
+    if (bf16 or fp16) and zero.get("stage", 0) == 0:
+        # Without ZeRO DeepSpeed trains the bf16 weights themselves: updates below 1/256 of a weight are lost. And its
+        # fp16 keeps weights apart from the checkpoint's. Stage 1 has fp32 copies and all weights on every rank, too.
         zero["stage"] = 1
     if zero.get("reduce_bucket_size") == AUTO:
         del zero["reduce_bucket_size"]  # filled by fit_buckets, once the trained values can be counted

@@ -19,6 +19,7 @@ from training.cuda.visible import let_deepspeed_read_uuids
 from training.deepspeed_config import blames_settings, fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
 from training.forecast.memory_estimate import CUDA_CONTEXT
+from training.loss_scale import scaler_of
 from training.memory import OutOfMemory
 from training.packing import PackedClassifier
 from training.ranks import Ranks
@@ -146,10 +147,24 @@ def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, conf
     config = fit_buckets(config, sum(parameter.numel() for parameter in parameters))
     if zero_stage(config) == 3:
         gather_layer_by_layer(model)
+    if "fp16" in config:
+        allow_fp16()
     with _refusals(), _quiet_output():  # DeepSpeed prints the memory in use at each stage of its start
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+    scaler = scaler_of(engine)
+    if scaler is not None:
+        scaler.raise_error_at_min_scale = False  # training.loss_scale says what to do
     engine.train()  # bases are loaded for evaluation, in which nothing is recomputed
     return engine
+
+
+def allow_fp16() -> None:
+    """Have DeepSpeed take fp16 on a CPU without instructions for it: PyTorch multiplies it there, if slowly."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cuda":
+        accelerator.is_fp16_supported = lambda: True
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def open_run(folder: Path) -> FinishedRun:
     return FinishedRun(
         folder=folder,
         spec=replace(spec, model=model),
-        dtype=torch.bfloat16 if result.model["dtype"] == "bfloat16" else torch.float32,
+        dtype=getattr(torch, result.model["dtype"]),
         text_columns=TextColumns(names=result.data["text_columns"], delimiter=spec.data.text_column_delimiter),
         label_names=[config.id2label[index] for index in range(config.num_labels)],
         problem_type=MULTI_LABEL if config.problem_type == MULTI_LABEL else SINGLE_LABEL,

@@ -56,6 +56,7 @@ LIST_FLAGS = {
 
 SWITCHES: dict[str, tuple[str, Any, Any]] = {
     "bf16": ("model.dtype", "bf16", "fp32"),
+    "fp16": ("model.dtype", "fp16", "fp32"),
     "load_in_4bit": ("model.quantization", "nf4", "none"),
     "load_in_8bit": ("model.quantization", "int8", "none"),
     "gradient_checkpointing": ("training.gradient_checkpointing", True, False),
@@ -160,6 +161,8 @@ def flag_values(given: dict[str, Any], warn: Any) -> NestedDict:
     switches = {name: _truth(name, values[name]) for name in SWITCHES if name in values}
     if switches.get("load_in_4bit") and switches.get("load_in_8bit"):
         raise UserError("flags: --load_in_4bit and --load_in_8bit exclude each other. Give one.")
+    if switches.get("bf16") and switches.get("fp16"):
+        raise UserError("flags: --bf16 and --fp16 exclude each other. Give one.")
     content: NestedDict = {}
     for name, key in {**FLAG_TO_KEY, **LIST_FLAGS}.items():
         if name in values:
@@ -168,7 +171,7 @@ def flag_values(given: dict[str, Any], warn: Any) -> NestedDict:
         content = set_key(content, "lora.target_modules", "all-linear")
     if values.get("report_to") == ["none"]:  # the peers' word
         content = set_key(content, "training.report_to", [])
-    # Those set to false first, so that --load_in_4bit --load_in_8bit false means 4 bits.
+    # Those set to false first, so that --load_in_4bit --load_in_8bit false means 4 bits, and --fp16 --bf16 false fp16.
     for name, is_on in sorted(switches.items(), key=lambda item: item[1]):
         key, on, off = SWITCHES[name]
         content = set_key(content, key, on if is_on else off)

@@ -11,6 +11,7 @@ from training.checkpoint_writer import CheckpointWriter
 from training.energy import EnergyMeter
 from training.engine import copy_trainable
 from training.evaluation import compute_metrics, is_better, to_device
+from training.loss_scale import forget_gradients, overflowed, read_loss_scale, require_finite, require_lower_scale
 from training.memory import memory_watched
 from training.meter import StepMeter, any_rank_stops
 from training.progress import TrainingProgress
@@ -46,6 +47,7 @@ def train(run: TrainingRun, state: TrainingState) -> None:
             with memory_watched("training", state.step):
                 loss_sum = optimizer_step(run, plan, state.step, rate)
             state.step += 1
+            state.loss_scale = read_loss_scale(run.engine)
             epoch_ends = state.step % run.steps_per_epoch == 0 or state.step == run.num_steps
             evaluates = epoch_ends or bool(eval_steps and state.step % eval_steps == 0)
             saves = evaluates or bool(save_steps and state.step % save_steps == 0)
@@ -64,6 +66,22 @@ def train(run: TrainingRun, state: TrainingState) -> None:
 
 def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> Tensor:
     """Make one update; return the summed loss of this rank's texts (a detached scalar).
+
+    In fp16 a step whose gradients overflow changes nothing, and is made again with a lower loss scale.
+    """
+    while True:
+        before = read_loss_scale(run.engine)
+        total = try_step(run, plan, step, rate)
+        if not overflowed(run.engine):
+            return total
+        forget_gradients(run.engine)
+        message = require_lower_scale(run.engine, before, total, step, run.ranks)
+        if run.ranks.is_main:
+            run.recorder.event("log", message=message)
+
+
+def try_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> Tensor:
+    """Make one update unless a gradient overflows fp16; return the summed loss of this rank's texts.
 
     DeepSpeed averages gradients over ranks, so each text's loss is weighted by world_size / N to make the update
     that of the mean over the N texts of the global batch, however they are spread.
@@ -96,6 +114,7 @@ def evaluate(run: TrainingRun, state: TrainingState, progress: TrainingProgress)
     """Return the metrics on validation. All ranks must call it and all get the same."""
     with memory_watched("evaluation", state.step):
         logits = run.logits(run.validation)
+    require_finite(logits, run.dtype)
     metrics = compute_metrics(logits, run.validation.labels, run.loss.problem_type)
     if run.ranks.is_main:
         epoch = round(state.step / run.steps_per_epoch, 4)

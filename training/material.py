@@ -18,6 +18,9 @@ from training.readable import beyond_trained, require_positions, require_vocabul
 from training.spec import JobSpec
 from training.tokens import TokenizedSplit, tokenize_split
 
+EVER_FEWER = (torch.float32, torch.float16, torch.bfloat16)
+"""Types in the order of ever fewer cards that have them: a card that has one has those before it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
@@ -71,7 +74,7 @@ def refuse_pad_at_the_end(split: TokenizedSplit, tokenizer: Any) -> None:
 
 
 def agreed_dtype(spec: JobSpec, device: torch.device) -> torch.dtype:
-    """Return the compute type of all ranks: with `auto`, fp32 where one rank's card has no bf16."""
-    has_bf16 = torch.tensor(int(resolve_dtype(spec.model.dtype, device) == torch.bfloat16), device=device)
-    dist.all_reduce(has_bf16, op=dist.ReduceOp.MIN)
-    return torch.bfloat16 if has_bf16.item() else torch.float32
+    """Return the compute type of all ranks: with `auto`, one that every rank's card has."""
+    least = torch.tensor(EVER_FEWER.index(resolve_dtype(spec.model.dtype, device)), device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return EVER_FEWER[int(least.item())]

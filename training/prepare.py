@@ -11,7 +11,7 @@ from training.deepspeed_config import check_deepspeed_config, refuse_impossible
 from training.errors import UserError
 from training.loss import require_fitting
 from training.model import add_adapter, require_head
-from training.pretrained import load_config, load_tokenizer, resolve_checkpoint
+from training.pretrained import TORCH_DTYPES, load_config, load_tokenizer, resolve_checkpoint
 from training.readable import require_positions
 from training.spec import JobSpec, ProblemType
 from training.trackers import require_trackers
@@ -34,9 +34,8 @@ def prepare(
     require_trackers(spec.training.report_to)
     require_fitting(spec.training, label_names, problem_type)
     check_deepspeed_config(spec.deepspeed, deepspeed_source)
-    # With dtype auto the ranks' cards decide; the file may say either.
-    wants_bf16 = spec.deepspeed.get("bf16", {}).get("enabled") is not False and spec.model.dtype != "fp32"
-    dtype = torch.bfloat16 if spec.model.dtype == "bf16" or wants_bf16 else torch.float32
+    # With dtype auto the ranks' cards decide; here no more than shapes depend on it.
+    dtype = TORCH_DTYPES.get(spec.model.dtype, torch.float32)
     checkpoint = resolve_checkpoint(spec.model, report)
     refuse_impossible(spec, spec.deepspeed)
     config = load_config(spec.model, checkpoint, label_names, problem_type)

@@ -15,21 +15,20 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from training.cpu import cpu_flags
 from training.errors import UserError
+from training.precision import auto_precision
 from training.spec import SINGLE_LABEL, TINY_LLAMA, ModelSpec, ProblemType
 from training.tiny_llama import ensure_tiny_llama
 
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""`ModelSpec.dtype` -> torch's type."""
+
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the torch type of `ModelSpec.dtype`; auto is bf16 where the hardware multiplies it natively."""
+    """Return the torch type of `ModelSpec.dtype`; auto is the narrow one that the hardware multiplies natively."""
     if dtype == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
-        dtype = "bf16" if fast else "fp32"
-    return torch.bfloat16 if dtype == "bf16" else torch.float32
+        dtype = auto_precision(torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+    return TORCH_DTYPES[dtype]
 
 
 def resolve_checkpoint(spec: ModelSpec, report: Callable[[str], None], *, weights: bool = True) -> str:

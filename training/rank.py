@@ -182,7 +182,7 @@ def build_run(
     }
     classifier = PackedClassifier(peft_model, packed=packed)
     if zero_stage(read_deepspeed_config(spec.deepspeed)[0]) == 0 < zero_stage(deepspeed_config):
-        report("ZeRO stage 1 instead of 0: bf16 needs its fp32 copies, or small updates are lost")
+        report(f"ZeRO stage 1 instead of 0: {facts['dtype']} needs its fp32 copies, or small updates are lost")
     optimizer = build_optimizer(classifier, spec.training, deepspeed_config, report)
     facts["optimizer"] = type(optimizer).__name__
     engine = start_engine(classifier, optimizer, deepspeed_config)
@@ -201,6 +201,7 @@ def build_run(
         train=train_split,
         validation=material.splits["validation"],
         num_labels=len(corpus.label_names),
+        dtype=facts["dtype"],
         loss=TrainingLoss.of(spec.training, corpus.label_names, train_split.labels, device, corpus.problem_type),
         global_batch_size=global_batch_size,
         rows_sha256=material.corpus.facts["sha256"]["train"],

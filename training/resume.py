@@ -13,6 +13,7 @@ from training.batches import StepPlan
 from training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, step_of
 from training.errors import UserError
 from training.loop import optimizer_step
+from training.loss_scale import write_loss_scale
 from training.optimizer_state import write_training_state
 from training.plan import Plan, read_plan
 from training.ranks import Ranks
@@ -54,6 +55,7 @@ def restore(run: TrainingRun, checkpoint: Checkpoint) -> TrainingState:
     idle = StepPlan(micro_batches=[[]], num_samples=1)
     optimizer_step(run, idle, 0, 0.0)
     write_training_state(run.engine, checkpoint.state, checkpoint.step)
+    write_loss_scale(run.engine, checkpoint.progress.get("loss_scale", {}))
     if run.ranks.is_main:
         # Those of a path now left would be taken for the newest of this one.
         for later in list_checkpoints(run.workdir):

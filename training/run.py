@@ -12,6 +12,7 @@ from torch import Tensor, device
 from training.batches import steps_per_epoch
 from training.evaluation import compute_logits
 from training.loss import TrainingLoss
+from training.loss_scale import LossScale
 from training.plan import Plan
 from training.ranks import Ranks
 from training.recorder import Recorder
@@ -37,10 +38,13 @@ class TrainingState:
     energy_joules: float = 0.0
     """Of all ranks' cards while training, validation included; nan where one does not tell."""
 
+    loss_scale: LossScale = field(default_factory=dict)
+    """Of an fp16 job."""
+
     def progress(self) -> dict[str, Any]:
         """Return the JSON part of a checkpoint."""
         names = ("untrained", "best", "best_epoch", "stale_evaluations", "last_loss", "seconds", "energy_joules")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, *(["loss_scale"] if self.loss_scale else []))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,8 @@ class TrainingRun:
     train: TokenizedSplit
     validation: TokenizedSplit
     num_labels: int
+    dtype: str
+    """In which the model computes: bfloat16, float16 or float32."""
     loss: TrainingLoss
     global_batch_size: int
     rows_sha256: str

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 
 from training.errors import UserError
 
-DType = Literal["auto", "bf16", "fp32"]
+DType = Literal["auto", "bf16", "fp16", "fp32"]
 Quantization = Literal["none", "nf4", "int8"]
 Metric = Literal["accuracy", "macro_f1", "loss"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -76,7 +76,8 @@ class ModelSpec:
     model_revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: DType = "auto"
-    """Compute precision. auto: bf16 where the card or CPU multiplies it faster, else fp32."""
+    """Compute precision. auto: bf16 where the card or CPU multiplies it faster; fp16 on cards that have it and no bf16
+    (V100, T4, RTX 20, GTX 16), with dynamic loss scaling; else fp32."""
     quantization: Quantization = "none"
     """How the frozen base is stored: nf4 (4 bits, QLoRA), int8 (LLM.int8), or none (as `dtype`)."""
     trust_remote_code: bool = False

@@ -20,7 +20,13 @@ from small_material import write_corpus, write_tiny_model
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-PRECISIONS = {"fp32": [], "bf16": ["--bf16"], "nf4": ["--load_in_4bit", "--bf16"], "int8": ["--load_in_8bit"]}
+PRECISIONS = {
+    "fp32": [],
+    "bf16": ["--bf16"],
+    "fp16": ["--fp16"],
+    "nf4": ["--load_in_4bit", "--bf16"],
+    "int8": ["--load_in_8bit"],
+}
 """Flags over those of the tiny fp32 job."""
 
 Train = Callable[[str], Path]

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import command, environment, read_events, run_program
+from conftest import CHECKOUT, command, environment, read_events, run_program
 from filelock import FileLock
 from forked_jobs import run_job
 from safetensors.torch import load_file
@@ -159,7 +159,16 @@ def test_a_job_learns_and_leaves_what_anybody_can_load(
 
 
 @pytest.mark.parametrize(
-    "flags", [("--bf16",), ("--bf16", "--load_in_8bit"), ("--use_dora",), ("--use_rslora", "--learning_rate=2e-3")]
+    "flags",
+    [
+        ("--bf16",),
+        ("--bf16", "--load_in_8bit"),
+        ("--fp16", "--load_in_8bit"),
+        ("--fp16", "--load_in_4bit"),
+        ("--fp16", "--use_dora"),
+        ("--use_dora",),
+        ("--use_rslora", "--learning_rate=2e-3"),
+    ],
 )
 def test_precisions_and_kinds_of_adapter(flags: tuple[str, ...], job_flags: list[str], tmp_path: Path) -> None:
     result = train(job_flags, tmp_path, *flags, "--deepspeed=ds_configs/zero2_offload.json")
@@ -167,13 +176,19 @@ def test_precisions_and_kinds_of_adapter(flags: tuple[str, ...], job_flags: list
     assert result.validation["loss"] < result.untrained_validation["loss"]
 
 
-@pytest.mark.parametrize(("config", "num_ranks", "bf16"), [("zero2", 1, "true"), ("zero3_offload", 2, "false")])
+@pytest.mark.parametrize(
+    ("config", "num_ranks", "precision"),
+    [("zero2", 1, "--bf16"), ("zero3_offload", 2, "--bf16=false"), ("zero2_offload", 1, "--fp16")],
+)
 def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(
-    config: str, num_ranks: int, bf16: str, job_flags: list[str], tmp_path: Path
+    config: str, num_ranks: int, precision: str, job_flags: list[str], tmp_path: Path
 ) -> None:
+    content = json.loads((CHECKOUT / "ds_configs" / f"{config}.json").read_text())
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({**content, "fp16": {"enabled": "auto", "loss_scale_window": 7}}))
     flags = [
         *job_flags, "--num_train_epochs=8", "--save_steps=5", "--lora_dropout=0.1", "--save_total_limit=3",
-        f"--deepspeed=ds_configs/{config}.json", f"--per_device_train_batch_size={8 // num_ranks}", f"--bf16={bf16}",
+        f"--deepspeed={file}", f"--per_device_train_batch_size={8 // num_ranks}", precision,
     ]  # fmt: skip
     train(flags, tmp_path / "undisturbed", num_ranks=num_ranks)
     folder = tmp_path / "killed"
@@ -198,6 +213,11 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_adapter(
         assert weights[name].equal(tensor), name
     assert len(list((folder / "checkpoints").iterdir())) <= 3
     assert result.train["steps"] == 80
+    scales = [
+        json.loads((path / "checkpoints" / "step-000080" / "state.json").read_text())["progress"].get("loss_scale")
+        for path in (folder, tmp_path / "undisturbed")
+    ]
+    assert scales[0] == scales[1] and (scales[0] is not None) == (precision == "--fp16")
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(job_flags: list[str], tmp_path: Path) -> None:

@@ -186,6 +186,34 @@ def test_fp16_that_is_off_is_left_out(section: dict[str, Any]) -> None:
     assert "fp16" not in fill({"fp16": section})
 
 
+def test_fp16_is_dynamic_and_has_fp32_copies_and_sums() -> None:
+    written = {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 7}
+    filled = fill({"fp16": written, "bf16": {"enabled": "auto"}}, dtype=torch.float16)
+    assert filled["fp16"] == {**written, "enabled": True, "hysteresis": 1}
+    assert filled["bf16"]["enabled"] is False
+    assert filled["zero_optimization"]["stage"] == 1 and filled["data_types"]["grad_accum_dtype"] == "fp32"
+    assert fill({"fp16": {"hysteresis": 2}}, dtype=torch.float16)["fp16"]["hysteresis"] == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"loss_scale": 128}, "fp16.loss_scale is 128. Set 0"),
+        ({"auto_cast": True}, "fp16.auto_cast is True. Remove it"),
+        ({"loss_scale_windwo": 3}, "'fp16.loss_scale_windwo'; did you mean"),
+        ({"initial_scale_power": "high"}, "fp16.initial_scale_power is 'high'"),
+    ],
+)
+def test_another_loss_scaling_is_refused(section: dict[str, Any], words: str) -> None:
+    assert words in fault({"fp16": {"enabled": "auto", **section}})
+
+
+@pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.float32), (True, torch.bfloat16), (False, torch.float16)])
+def test_a_file_that_contradicts_fp16_is_refused(enabled: bool, dtype: torch.dtype) -> None:
+    with pytest.raises(UserError, match=r"fp16\.enabled contradicts"):
+        fill({"fp16": {"enabled": enabled}}, dtype=dtype)
+
+
 @pytest.mark.parametrize(("old", "new"), OLD_NAMES.items())
 def test_an_old_name_is_refused_with_the_new_one(old: str, new: str) -> None:
     assert new in fault({"zero_optimization": {"stage": 3, old: True}})

@@ -40,6 +40,7 @@ FLAGS_AND_KEYS = [
     ("--focal_gamma 2", "training.focal_gamma", 2.0),
     ("--seed 11", "seed", 11),
     ("--bf16", "model.dtype", "bf16"),
+    ("--fp16", "model.dtype", "fp16"),
     ("--gradient_checkpointing", "training.gradient_checkpointing", True),
     ("--lora_r 2", "lora.r", 2),
     ("--lora_alpha 4", "lora.lora_alpha", 4),
@@ -79,7 +80,7 @@ def test_each_flag_sets_its_key(line: str, key: str, expected: object) -> None:
 
 
 def test_flags_and_job_file_build_the_same_job(tmp_path: Path) -> None:
-    left_out = ("--dataset_name", "--load_in_8bit")
+    left_out = ("--dataset_name", "--load_in_8bit", "--fp16")
     chosen = [item for item in FLAGS_AND_KEYS if not item[0].startswith(left_out)]
     content: dict[str, object] = {}
     for _, key, value in chosen:

@@ -123,7 +123,7 @@ def test_no_number_is_refused(tmp_path: Path, written: str) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "mend"),
     [
-        ("model", "dtype", "fp16", "'bf16'"),
+        ("model", "dtype", "fp8", "'bf16'"),
         ("model", "quantization", "int4", "'nf4'"),
         ("model", "model_name_or_path", "''", "Give"),
         ("data", "max_seq_length", "1", "at least 2"),

@@ -3,7 +3,7 @@
     python -m training.forecast < requests > answers        # one JSON a line
 
 A request is {"spec": JobSpec.to_dict(), "deepspeed_source": what messages call its DeepSpeed settings, "on_card": bool,
-"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16 or fp32, "estimate": MemoryEstimate as a
+"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16, fp16 or fp32, "estimate": MemoryEstimate as a
 dict, where "memory"} or {"ok": False, "error": text}, with "crashed" where it is not the job's fault. Data and
 tokenizer are read, for the lengths of the texts, and config.json; no weights.
 """
@@ -66,7 +66,7 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     trainer refuses."""
     import torch
 
-    from training.pretrained import load_config, resolve_checkpoint, resolve_dtype
+    from training.pretrained import TORCH_DTYPES, load_config, resolve_checkpoint, resolve_dtype
     from training.readable import require_positions, vocabulary_size
 
     assert isinstance(spec.deepspeed, dict)
@@ -93,7 +93,7 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     answer: dict[str, Any] = {"work": asdict(work), "dtype": dtype}
     if memory:
         # As it will be filled when it runs, for the messages: the forecast itself knows no file's name.
-        torch_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        torch_dtype = TORCH_DTYPES[dtype]
         fill_auto(
             spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=torch_dtype, cuda=on_card
         )

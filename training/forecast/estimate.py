@@ -113,7 +113,7 @@ def shape_of(spec: JobSpec, lengths: Lengths | None, evaluated: Lengths | None, 
 def forecast(
     spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
 ) -> MemoryEstimate:
-    """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16 or fp32.
+    """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16, fp16 or fp32.
 
     Cached by content; else a forked process computes it. Raises UserError for what the trainer would refuse.
     """
@@ -161,15 +161,15 @@ def _simulate(
     spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
 ) -> Simulation:
     """Run the job on fake tensors; a deep model's twice, with few layers, for what it would show with all."""
-    import torch
     from transformers import AutoConfig
 
     from training.forecast import depth
     from training.forecast.simulate import simulate
     from training.plan import Plan
+    from training.pretrained import TORCH_DTYPES
 
     model = AutoConfig.for_model(**config)
-    kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+    kind = TORCH_DTYPES[dtype]
 
     def run(model: Any) -> Simulation:
         return in_fork(simulate, spec, Plan.of(spec), model, kind, world_size, shape, on_card=on_card)
@@ -187,11 +187,11 @@ def _simulate(
 def _add_up(simulation: Simulation, spec: JobSpec, *, dtype: str, world_size: int, on_card: bool) -> MemoryEstimate:
     """Add what a simulation does not show."""
     phases = simulation.largest()
-    kept, written = (2 if dtype == "bf16" else 4) * simulation.trained, 12 * simulation.trained
+    kept, written = (4 if dtype == "fp32" else 2) * simulation.trained, 12 * simulation.trained
     for name in ("training", "evaluation", "saving"):
         phases[name].setdefault("host", {})[KEPT] = kept
     phases["saving"]["host"][WRITTEN] = written
-    if dtype == "bf16" or _content(spec).get("zero_optimization", {}).get("stage"):
+    if dtype != "fp32" or _content(spec).get("zero_optimization", {}).get("stage"):
         # DeepSpeed puts a parameter and its moments together where they are, before they are copied.
         saving = phases["saving"].setdefault("card" if on_card else "host", {})
         saving[WRITTEN] = saving.get(WRITTEN, 0) + 12 * simulation.largest_trained

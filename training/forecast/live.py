@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 Place = tuple[str, str]
 """Device type and cause."""
 
-_SCALARS = {torch.bool: False, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0}
-"""What a fake tensor's only value is taken for; integers are 1."""
+_SCALARS = {torch.bool: False, torch.uint8: 0, torch.float32: 1.0, torch.float64: 1.0, torch.bfloat16: 1.0}
+"""What a fake tensor's only value is taken for; other integers are 1. A byte is a flag, as a bool is."""
 
 GLOO_COPIES = {torch.ops.c10d._allgather_base_}
 """Collective operations that gloo, on a CPU, receives in a buffer of its own before it copies to the output."""

@@ -82,7 +82,7 @@ class JobForecast:
     memory: MemoryEstimate
     work: Work
     dtype: str
-    """bf16 or fp32, in which it computes."""
+    """bf16, fp16 or fp32, in which it computes."""
 
 
 @functools.cache
