@@ -3,8 +3,8 @@
     python -m training.forecast < requests > answers        # one JSON a line
 
 A request is {"spec": JobSpec.to_dict(), "deepspeed_source": what messages call its DeepSpeed settings, "on_card": bool,
-"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16, fp16 or fp32, "estimate": MemoryEstimate as a
-dict, where "memory"} or {"ok": False, "error": text}, with "crashed" where it is not the job's fault. Data and
+"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16, fp16 or fp32, "estimate": MemoryEstimate
+as a dict, where "memory"} or {"ok": False, "error": text}, with "crashed" where it is not the job's fault. Data and
 tokenizer are read, for the lengths of the texts, and config.json; no weights.
 """
 
