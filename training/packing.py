@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from training.batches import group_lengths
 from training.cpu_attention import is_short, last_attention, short_attention
+from training.sdpa import causal_attention
 from training.varlen import varlen_attention, varlen_works
 
 PACKED_ATTENTION = "shoal_packed"
@@ -162,7 +163,7 @@ def packed_attention(
         if is_short(q, k) and not dropout:
             output = short_attention(q, k, v, scaling)
         else:
-            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+            output = causal_attention(q, k, v, scaling, dropout)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return _Unfold.apply(torch.cat(outputs), packing)[None], None  # type: ignore[no-untyped-call]
 

@@ -38,6 +38,30 @@ class _Flash(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+def efficient_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    """Stand in for the memory-efficient kernel: query, key and value [B, H, T, D] -> [B, H, T, D]."""
+    return _Efficient.apply(query, key, value)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Efficient(torch.autograd.Function):
+    """Memory-efficient attention (Rabe & Staats 2021, as in xFormers): reads [B, T, H, D]; keeps its inputs, its output
+    and fp32 log-sum-exps. Backward adds up the gradients in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        output = torch.empty_like(q, memory_format=torch.contiguous_format)
+        log_sums = q.new_empty(q.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, output, log_sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, _, log_sums = ctx.saved_tensors
+        delta, wide = torch.empty_like(log_sums), [torch.empty_like(x, dtype=torch.float32) for x in (q, k, v)]
+        del delta, wide
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
 def rms_norm(states: Tensor, shape: Sequence[int], weight: Tensor, epsilon: float) -> Tensor:
     """Call the kernel that torch.nn.functional.rms_norm is on CUDA; elsewhere it is made of smaller operations."""
     return torch.ops.aten._fused_rms_norm(states, shape, weight, epsilon)[0]  # type: ignore[no-any-return]

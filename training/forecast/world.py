@@ -107,16 +107,19 @@ def _register_card() -> None:
 
     import training.fused
     import training.packing
+    import training.sdpa
     from training.forecast import card_kernels
 
     module = _DummyBackendModule()
-    module.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
     _setup_privateuseone_for_python_backend(CARD, backend_module=module)
     torch.tensor = _by_way_of_cpu(torch.tensor)
     packing: Any = training.packing
     fused: Any = training.fused
     kernel: Any = torch.nn.attention.varlen
     packing.varlen_works, kernel.varlen_attn = card_kernels.varlen_works, card_kernels.varlen_attn
+    sdpa: Any = training.sdpa
+    sdpa.attention_on_card = card_kernels.efficient_attention
     fused.rms_norm_on_card = card_kernels.rms_norm
 
 
