@@ -74,8 +74,6 @@ class RankActor:
         """Train. `ranks` holds Ranks' fields but for the address. Never raises: an error is an outcome."""
         place = Ranks(**ranks, master_addr=address[0], master_port=address[1])
         os.environ.update(place.environment())
-        if address[0] != LOOPBACK and (interface := _interface()):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         try:
             recorder: Recorder = SilentRecorder()
             if place.is_main:
@@ -97,21 +95,6 @@ class RankActor:
             traceback.print_exc()
             return {"ok": False, "error": redact(f"{type(error).__name__}: {error}"), "is_user_error": False}
         return {"ok": True, "result": None if result is None else result.to_dict()}
-
-
-def _interface() -> str | None:
-    """Return the name of the network interface by which Ray's other nodes reach this one.
-
-    Gloo, left alone, listens at the address of the host's own name, which Debian's /etc/hosts makes 127.0.1.1.
-    """
-    import psutil
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if address in {item.address for item in addresses}:
-            return name
-    return None
 
 
 def scratch_folder(study_folder: Path) -> Path:

@@ -21,6 +21,9 @@ from training.errors import UserError
 from training.forecast.memory_estimate import CUDA_CONTEXT
 from training.loss_scale import scaler_of
 from training.memory import OutOfMemory
+from training.network.interface import network_variables
+from training.network.limits import NoWay, join
+from training.network.shared_memory import free_mib, why_too_small
 from training.packing import PackedClassifier
 from training.ranks import Ranks
 from training.spec import TrainingSpec
@@ -31,6 +34,7 @@ def start_process_group(ranks: Ranks) -> torch.device:
     # torch compiles CPUAdam with ninja, which stands beside the interpreter; a venv need not be activated for it.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.update(ranks.environment())
+    os.environ.update(network_variables(ranks, os.environ))
     if torch.cuda.is_available():
         # Under Ray a rank sees its own card only; under the deepspeed launcher it sees them all. DeepSpeed, too, takes
         # LOCAL_RANK for the number of a card.
@@ -47,13 +51,20 @@ def start_process_group(ranks: Ranks) -> torch.device:
         torch.cuda.set_device(device)
         if ranks.card_gib is not None:
             limit_card_memory(ranks.card_gib)
-        deepspeed.init_distributed("nccl", verbose=False)
+        refuse_small_shared_memory(ranks)
+        join(ranks, device, "nccl")
     else:
         device = torch.device("cpu")
         # DeepSpeed would compile a shared-memory all-reduce here (most of a minute) that only its inference uses.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo", verbose=False)
+        join(ranks, device, "gloo")
     return device
+
+
+def refuse_small_shared_memory(ranks: Ranks) -> None:
+    """Raise UserError where NCCL would find no room to connect this job's cards of this PC."""
+    if ranks.local_world_size > 1 and (why := why_too_small(free_mib(), os.environ)):
+        raise UserError(why)
 
 
 def limit_card_memory(gib: float) -> None:
@@ -70,11 +81,12 @@ def process_group(ranks: Ranks) -> Iterator[torch.device]:
     """Be in the job's group within this context; yields this rank's device.
 
     A rank that is out of memory stays in: the others wait for it in a collective call, and leaving would wait for them.
+    So does one that has no way to the others.
     """
     leaves = True
     try:
         yield start_process_group(ranks)
-    except OutOfMemory:
+    except (OutOfMemory, NoWay):
         leaves = False
         raise
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,19 @@ def to_device(split: TokenizedSplit, indices: list[int], device: torch.device) -
 
 @torch.no_grad()
 def compute_logits(
-    engine: Any, split: TokenizedSplit, *, num_labels: int, ranks: Ranks, device: torch.device, token_budget: int
+    engine: Any,
+    split: TokenizedSplit,
+    *,
+    num_labels: int,
+    ranks: Ranks,
+    meet: Callable[[], None],
+    device: torch.device,
+    token_budget: int,
 ) -> npt.NDArray[np.float32]:
-    """Return logits [texts, num_labels] on every rank; the ranks share the work. All ranks must call it."""
+    """Return logits [texts, num_labels] on every rank; the ranks share the work. All ranks must call it.
+
+    They `meet` before they add up: the slower card's share may take minutes longer.
+    """
     engine.eval()
     logits = torch.zeros(len(split), num_labels, device=device)
     micro_batches = cut_batch(
@@ -48,6 +59,7 @@ def compute_logits(
             logits[torch.tensor(indices, device=device)] = batch
     release_gathered(engine)
     if ranks.world_size > 1:
+        meet()
         dist.all_reduce(logits)  # each row was written by one rank and is zero on the others
     engine.train()
     return logits.cpu().numpy()

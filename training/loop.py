@@ -58,10 +58,12 @@ def train(run: TrainingRun, state: TrainingState) -> None:
             if meter.stop_agreed or saves:
                 state.energy_joules += energy.taken()
                 save(run, state, writer)
+                run.meeting.meet()  # a full disk keeps the first rank until there is room
             if meter.stop_agreed or (evaluates and any_rank_stops(run)):
                 writer.wait()
-                any_rank_stops(run)  # the others wait for the first rank's write: a rank that ends has all ended
+                run.meeting.meet()  # the others wait for the first rank's write: a rank that ends has all ended
                 raise Stopped(f"after step {state.step} of {run.num_steps}, which is saved")
+    run.meeting.meet()  # the first rank has written its last checkpoint
 
 
 def optimizer_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> Tensor:

@@ -29,6 +29,8 @@ from training.loss import TrainingLoss
 from training.material import Material, load_material
 from training.memory import OutOfMemory, memory_watched
 from training.model import LoadBase, build_classifier, can_pack, load_base, recompute_activations, use_packed_attention
+from training.network.limits import TRAINING_MINUTES, limit, limit_collectives
+from training.network.meeting import Meeting
 from training.packing import PackedClassifier
 from training.plan import Plan, RetryWith
 from training.pretrained import resolve_checkpoint
@@ -110,6 +112,7 @@ def _run_job(
                 report(f"resuming after step {checkpoint.step} of {run.num_steps}")
                 del checkpoint  # three fp32 copies of what is trained
             _phase(recorder, ranks, "training")
+            limit_collectives(limit(TRAINING_MINUTES))
             train(run, state)
             _phase(recorder, ranks, "testing")
             outcome = finish(run, state, material)
@@ -196,6 +199,7 @@ def build_run(
         spec=spec,
         plan=plan,
         ranks=ranks,
+        meeting=Meeting(ranks),
         device=device,
         engine=engine,
         train=train_split,

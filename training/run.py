@@ -13,6 +13,7 @@ from training.batches import steps_per_epoch
 from training.evaluation import compute_logits
 from training.loss import TrainingLoss
 from training.loss_scale import LossScale
+from training.network.meeting import Meeting
 from training.plan import Plan
 from training.ranks import Ranks
 from training.recorder import Recorder
@@ -54,6 +55,8 @@ class TrainingRun:
     spec: JobSpec
     plan: Plan
     ranks: Ranks
+    meeting: Meeting
+    """Where the ranks wait for one that may be late for good reason."""
     device: device
     engine: Any
     train: TokenizedSplit
@@ -94,6 +97,7 @@ class TrainingRun:
             split,
             num_labels=self.num_labels,
             ranks=self.ranks,
+            meet=self.meeting.meet,
             device=self.device,
             token_budget=self.plan.per_device_eval_batch_size * self.spec.data.max_seq_length,
         )
