@@ -14,6 +14,7 @@ from launcher.cards import Card, Node
 from launcher.cost import cpu_record, expected_seconds, measured_costs
 from launcher.expand import StudyJob
 from launcher.fit import equal_cards, explain, request
+from launcher.links import link_of_ranks
 from launcher.schedule import room_for
 from launcher.settings import Setting, settings
 from training.errors import UserError
@@ -81,7 +82,9 @@ def choose(
         Option(
             setting=setting,
             spec=spec,
-            seconds=expected_seconds(spec, work, on_card=on_card, record=record),
+            seconds=expected_seconds(
+                spec, work, on_card=on_card, record=record, link=link_of_ranks(spec.num_ranks, cards)
+            ),
             is_measured=measured_costs(spec, work, record) is not None,
         )
         for setting, spec in settings(job, len(cards))

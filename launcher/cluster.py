@@ -153,6 +153,10 @@ class Cluster:
         options = {"name": name, "namespace": namespace, "num_cpus": 0, "enable_task_events": False}
         return _actor_class(cls).options(**options, scheduling_strategy=self.on_node(node_id)).remote(*arguments)
 
+    def task_actor(self, cls: Any, node_id: str) -> Any:
+        """Start an actor without a name on a node; return its handle."""
+        return _actor_class(cls).options(num_cpus=0, scheduling_strategy=self.on_node(node_id)).remote()
+
     def rank_actor(self, cls: Any, *arguments: Any, placement: Placement, group: Any, rank: int) -> Any:
         """Start an actor for a rank of a job in the job's reservation, with its card visible; return its handle."""
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -7,10 +7,14 @@ benchmarks/planned_time.py whether jobs take what was planned.
 
 from __future__ import annotations
 
+from launcher.links import Link
 from training.calibration.costs import Quantities, Shape, job_amounts, seconds
 from training.calibration.record import CardRecord, kind_of, read_record, this_cpu
 from training.forecast.memory_estimate import Work
 from training.spec import JobSpec
+
+GRADIENT_BYTES = 2
+"""Of each trained weight, in bf16; twice that in fp32, of a small number."""
 
 CARD = Quantities(
     operations=1e-13,  # a third of what an RTX 3060 multiplies in bf16
@@ -55,8 +59,13 @@ def cpu_record() -> CardRecord | None:
     return read_record(*this_cpu())
 
 
-def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool, record: CardRecord | None = None) -> float:
-    """Return how long a job takes by the costs that were measured, else by those of a kind of card."""
+def expected_seconds(
+    spec: JobSpec, work: Work, *, on_card: bool, record: CardRecord | None = None, link: Link | None = None
+) -> float:
+    """Return how long a job takes by the costs that were measured, else by those of a kind of card.
+
+    `link` is what its ranks talk by where they are on several PCs.
+    """
     content = spec.deepspeed if isinstance(spec.deepspeed, dict) else {}
     zero = content.get("zero_optimization") or {}
 
@@ -69,7 +78,18 @@ def expected_seconds(spec: JobSpec, work: Work, *, on_card: bool, record: CardRe
         offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
     )  # fmt: skip
     costs = measured_costs(spec, work, record) or (CARD if on_card else CPU)
-    return seconds(costs, job_amounts(spec, shape))
+    amounts = job_amounts(spec, shape)
+    return seconds(costs, amounts) + (0.0 if link is None else seconds_on_link(costs, amounts, spec, link))
+
+
+def seconds_on_link(costs: Quantities, amounts: Quantities, spec: JobSpec, link: Link) -> float:
+    """Return how much longer a job takes where its ranks send over a link between PCs: base and gradients.
+
+    By NCCL's rings: a rank receives what others hold of the base once, and a sum of gradients twice.
+    """
+    a_byte = 1.0 / link.bytes_per_second
+    gradients = 2 * (spec.num_ranks - 1) / spec.num_ranks * GRADIENT_BYTES * amounts.weights_updated
+    return amounts.bytes_gathered * max(0.0, a_byte - costs.bytes_gathered) + gradients * a_byte
 
 
 def measured_costs(spec: JobSpec, work: Work, record: CardRecord | None) -> Quantities | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from launcher.expand import StudyJob, expand
 from launcher.fit import gib_text
 from launcher.folder import StudyFolder, data_key
 from launcher.jobs import JobRunner
+from launcher.links import say_link
 from launcher.metrics import StudyMetrics
 from launcher.ray_token import token_file
 from launcher.report.write import write_report
@@ -22,6 +24,7 @@ from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob, scratch_folder
 from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from training.network.shared_memory import free_mib, why_too_small
 
 OUTPUTS = Path("outputs")
 
@@ -117,6 +120,11 @@ def _run_on_ray(
             if cluster.dashboard_url:
                 token = " (it asks for this machine's token: ray get-auth-token)" if token_file().exists() else ""
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}{token}")
+            if any(job.spec.num_ranks > 1 or "num_ranks" not in job.fixed for job in waiting):
+                say_link(cluster, view.say)
+                on_one_pc = [card for card in cluster.cards if card.node_id == cluster.head_node_id]
+                if cluster.on_card and len(on_one_pc) > 1 and (why := why_too_small(free_mib(), os.environ)):
+                    view.say(f"ranks on several cards of this PC will fail: {why}")
             scratch = scratch_folder(folder.root)
             metrics = StudyMetrics(study.name, states)
             runner = JobRunner(

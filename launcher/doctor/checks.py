@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from launcher.doctor.findings import Finding, error, ok, warning
 from launcher.doctor.machine import Card, Facts
 from launcher.doctor.stack import Stack
+from training.network.shared_memory import why_too_small
 
 GIB = 2**30
 LOW_DISK_BYTES, FULL_DISK_BYTES = 10 * GIB, 1 * GIB
@@ -116,7 +117,19 @@ def _gpus(node: str, facts: Facts, stack: Stack | None) -> list[Finding]:
                 f"Update it to {P2P_DRIVER} or later, or put `export NCCL_P2P_DISABLE=1` in ~/.profile and restart Ray."
             )
             findings.append(error("p2p", node, fact, fix))
-    return findings
+    return [*findings, *_shared_memory(node, facts)]
+
+
+def _shared_memory(node: str, facts: Facts) -> list[Finding]:
+    """Whether NCCL can connect two cards of this PC: consumer cards do it by way of /dev/shm."""
+    if len(facts["gpus"]["cards"]) < 2:
+        return []
+    environment = {"NCCL_SHM_DISABLE": "1"} if facts["nccl_shm_disable"] else {}
+    why = why_too_small(facts["shared_memory_mib"], environment)
+    if why is None:
+        return [ok("shared_memory", node, f"/dev/shm has {facts['shared_memory_mib'] or 0} MiB free for NCCL")]
+    fact, _, fix = why.partition(". ")
+    return [error("shared_memory", node, fact, fix)]
 
 
 def _cuda(node: str, driver: str, cards: Sequence[Card], stack: Stack) -> list[Finding]:

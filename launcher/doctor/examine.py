@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,9 @@ from launcher.doctor.links import measure
 from launcher.doctor.machine import Facts
 from launcher.doctor.nodes import ClusterFile, Node, NodeError, read_cluster_file, this_machine
 from launcher.doctor.stack import Stack
+from launcher.doctor.sums import check_sum_here, check_sums_between
 from launcher.joining import address_of
+from launcher.links import keep_speeds
 
 FACTS_SECONDS = 60.0
 STACK_SECONDS = 900.0
@@ -59,7 +62,11 @@ def examine_machine(node: Node, tell: Tell) -> list[Finding]:
         missing = error("install", node.name, f"not all of Shoal's packages are installed for {node.python}", fix)
         return [missing, *check_machine(node.name, facts, None)]
     tell("asking PyTorch, and building DeepSpeed's CPUAdam (about a minute the first time)")
-    return _with_stack(node, facts)
+    findings = _with_stack(node, facts)
+    if any(finding.check in ("torch", "cuda") and finding.level == "error" for finding in findings):
+        return findings  # two ranks would meet the same
+    tell("letting two ranks add up numbers (seconds; two minutes at most)")
+    return [*findings, check_sum_here(node, facts)]
 
 
 def examine_cluster(cluster: ClusterFile, tell: Tell) -> list[Finding]:
@@ -80,10 +87,14 @@ def examine_cluster(cluster: ClusterFile, tell: Tell) -> list[Finding]:
         findings += compare(cluster, facts, own, addresses)
         if len(there) > 1 and cluster.head in facts:
             tell("measuring the links between them")
-            findings += _between(cluster, there)
+            findings += _between(cluster, there, facts)
         tell("asking PyTorch on each, and building DeepSpeed's CPUAdam (about a minute the first time)")
         for its in pool.map(lambda node: _with_stack(node, facts[node.name]), there):
             findings += its
+    well = [node for node in there if facts[node.name]["installed"]]
+    if len(well) > 1 and well[0].name == cluster.head:
+        tell("letting ranks on two PCs add up numbers (seconds a pair; two minutes at most)")
+        findings += check_sums_between(well, facts, facts[cluster.head]["address"])
     return findings
 
 
@@ -95,13 +106,19 @@ def _facts(node: Node) -> Facts | NodeError:
     return facts
 
 
-def _between(cluster: ClusterFile, nodes: Sequence[Node]) -> list[Finding]:
-    """Return the findings of what lies between PCs; `nodes[0]` is the head."""
+def _between(cluster: ClusterFile, nodes: Sequence[Node], facts: Mapping[str, Facts]) -> list[Finding]:
+    """Return the findings of what lies between PCs; `nodes[0]` is the head. Speeds are kept for plans made here."""
     try:
         links, clocks = measure(nodes)
     except NodeError as problem:
         fix = "Log in to each PC as Ray does, with `bash --login -i`, and see what its shell says."
         return [error("link", cluster.head, f"the links between the PCs were not measured: {problem}", fix)]
+    speeds: dict[tuple[str, str], float] = {}
+    for link in links:
+        pair = sorted((facts[link.source]["hostname"], facts[link.target]["hostname"]))
+        if link.mb_per_s:
+            speeds[pair[0], pair[1]] = min(link.mb_per_s * 1e6, speeds.get((pair[0], pair[1]), math.inf))
+    keep_speeds(speeds)
     return [*check_links(cluster, links), *check_clocks(cluster.head, clocks)]
 
 

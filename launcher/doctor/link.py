@@ -40,7 +40,7 @@ def listen(ports: list[int]) -> None:
         except OSError:  # Ray, or somebody else, listens there already
             continue
         got.append(server.getsockname()[1])
-        threading.Thread(target=_serve, args=(server,), daemon=True).start()
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
     print(json.dumps({"ports": got}), flush=True)
     for _ in sys.stdin:
         print(json.dumps({"time": time.time()}), flush=True)
@@ -51,7 +51,8 @@ def connect(targets: list[tuple[str, int, int]]) -> list[Reached]:
     return [_reach(*target) for target in targets]
 
 
-def _serve(server: socket.socket) -> None:
+def serve(server: socket.socket) -> None:
+    """Receive from one connection after the other, and tell each how many bytes came."""
     while True:
         connection, _ = server.accept()
         with connection:

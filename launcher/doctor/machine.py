@@ -99,6 +99,9 @@ class Facts(TypedDict):
     has_python_header: bool
     gpus: Gpus
     nccl_p2p_disable: bool
+    nccl_shm_disable: bool
+    shared_memory_mib: int | None
+    """Free in /dev/shm; None where there is none."""
 
 
 def look() -> Facts:
@@ -125,6 +128,8 @@ def look() -> Facts:
         "has_python_header": Path(sysconfig.get_path("include"), "Python.h").exists(),
         "gpus": _gpus(),
         "nccl_p2p_disable": os.environ.get("NCCL_P2P_DISABLE", "0") == "1",
+        "nccl_shm_disable": os.environ.get("NCCL_SHM_DISABLE", "0") == "1",
+        "shared_memory_mib": _shared_memory_mib(),
     }
 
 
@@ -207,6 +212,13 @@ def _listener(port: int) -> str:
 def _available_memory() -> int:
     found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
     return int(found[1]) * 1024 if found else 0
+
+
+def _shared_memory_mib() -> int | None:
+    try:
+        return shutil.disk_usage("/dev/shm").free >> 20
+    except OSError:
+        return None
 
 
 def _gpus() -> Gpus:

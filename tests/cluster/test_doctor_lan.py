@@ -73,7 +73,7 @@ def test_pcs_as_they_should_be(pcs: Pcs) -> None:
     checks = {(found["node"], found["check"]) for found in findings}
     for node in (pcs.head, pcs.worker):
         assert {(node, check) for check in ("versions", "token", "disk", "memory", "gpu", "cpu_adam", "link")} <= checks
-    assert {(pcs.head, "ports"), (pcs.head, "clock")} <= checks
+    assert {(pcs.head, "ports"), (pcs.head, "clock"), (f"{pcs.head} <-> {pcs.worker}", "all_reduce")} <= checks
 
 
 def test_a_key_that_is_not_there(pcs: Pcs) -> None:

@@ -21,4 +21,6 @@ def test_a_machine_without_a_compiler(tmp_path: Path, checkout: Path) -> None:
     (cpu_adam,) = (finding for finding in printed["findings"] if finding["check"] == "cpu_adam")
     assert cpu_adam["level"] == "warning" and "apt install g++" in cpu_adam["fix"]
     assert "CPUAdam" in run.stderr  # what takes a minute is said before
-    assert {"versions", "disk", "memory", "cpu_adam"} <= {finding["check"] for finding in printed["findings"]}
+    assert {"versions", "disk", "memory", "cpu_adam", "all_reduce"} <= {
+        finding["check"] for finding in printed["findings"]
+    }

@@ -25,6 +25,8 @@ CONTRACT = {
     "training.redact",
     "training.errors",
     "training.disk",
+    "training.cache",
+    "training.network.shared_memory",
     "training.forecast.memory_estimate",
     "training.calibration.costs",
     "training.calibration.record",
@@ -36,7 +38,7 @@ COMMANDS = {
 }
 """Commands of `shoal` that run a model in their own process. The command line hands over to them inside the function of
 each command alone, so that the others start without torch, also where there is none."""
-IN_WORKERS = {"worker.py", "stack.py", "calibration.py"}
+IN_WORKERS = {"worker.py", "stack.py", "all_reduce.py", "calibration.py"}
 """Files of the launcher whose code runs where training happens: inside Ray workers, or as the doctor's script there."""
 OWN_PACKAGES = {"training", "launcher"}
 LIBRARIES = {*importlib.metadata.packages_distributions(), *sys.stdlib_module_names} - OWN_PACKAGES

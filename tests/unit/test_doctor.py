@@ -23,6 +23,7 @@ from launcher.doctor.links import Link, measure
 from launcher.doctor.machine import Card, Facts, Gpus
 from launcher.doctor.nodes import ClusterFile, Node, NodeError, read_cluster_file, this_machine
 from launcher.doctor.stack import Stack
+from launcher.doctor.sums import check_sum_here
 
 GIB = 2**30
 HEAD, WORKER = "10.0.0.1", "10.0.0.2"
@@ -49,6 +50,7 @@ def facts(**changed: Any) -> Facts:
         "disks": [{"path": "/tmp", "free_bytes": 50 * GIB}], "available_memory_bytes": 16 * GIB,
         "compiler": "/usr/bin/c++", "has_ninja": True, "has_python_header": True,
         "gpus": {"devices": 0, "error": "no driver", "driver": "", "cards": []}, "nccl_p2p_disable": False,
+        "nccl_shm_disable": False, "shared_memory_mib": 8192,
     }  # fmt: skip
     assert set(changed) <= set(healthy)
     return {**healthy, **changed}  # type: ignore[typeddict-item]
@@ -211,6 +213,24 @@ def test_cards_that_cannot_be_used(changed: dict[str, Any], stack: Stack, check:
 def test_p2p_harms_nobody_with_one_card_or_where_it_is_off() -> None:
     assert amiss(alone(CUDA, gpus=gpus(CARD_40, CARD, driver="535.54.03"))) == []
     assert amiss(alone(CUDA, gpus=gpus(CARD_40, CARD_40, driver="535.54.03"), nccl_p2p_disable=True)) == []
+
+
+def test_dockers_shared_memory_harms_ranks_on_two_cards() -> None:
+    findings = alone(CUDA, gpus=gpus(CARD, CARD), shared_memory_mib=64)
+    assert amiss(findings) == [("error", "pc", "shared_memory")]
+    assert "64 MiB" in describe(findings) and "--shm-size" in describe(findings) and "--ipc=host" in describe(findings)
+    assert amiss(alone(CUDA, gpus=gpus(CARD), shared_memory_mib=64)) == []
+    assert amiss(alone(CUDA, gpus=gpus(CARD, CARD), shared_memory_mib=64, nccl_shm_disable=True)) == []
+
+
+@pytest.mark.parametrize("interface", [None, "nosuch0"])
+def test_two_ranks_add_up(interface: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Really, by gloo; where its interface is none of this machine's, that is said, with the variable."""
+    if interface is not None:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", interface)
+    finding = check_sum_here(this_machine(), facts())
+    assert finding.level == ("ok" if interface is None else "error"), finding
+    assert interface is None or "GLOO_SOCKET_IFNAME=nosuch0" in finding.fact
 
 
 @pytest.mark.parametrize(
