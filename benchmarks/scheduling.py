@@ -22,8 +22,8 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -32,9 +32,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.scheduling_bound import shortest  # noqa: E402
 from launcher.board import Board, Placement, Request  # noqa: E402
-from launcher.cards import Card, Node  # noqa: E402
+from launcher.cards import Card, CardKind, Node  # noqa: E402
+from launcher.known_cards import read_cards  # noqa: E402
 from launcher.schedule import Scheduler  # noqa: E402
+from launcher.speed import planned_precision, relative_speed  # noqa: E402
 
 MOST_OVER_BOUND = 1.10
 MOST_SECONDS_A_JOB = 0.002
@@ -44,69 +47,95 @@ JOB_GIB = {2.2: 0.2, 3.4: 0.2, 4.6: 0.15, 5.5: 0.1, 7.2: 0.15, 9.5: 0.1, 11.4: 0
 NUM_RANKS = {1: 0.85, 2: 0.12, 4: 0.03}
 HOST_GIB = (1.5, 6.0)
 MEDIAN_SECONDS, SIGMA = 900.0, 0.7
+IN_FP32 = 1.6
+"""What a job needs of a card in fp32, where one in 16 bits needs 1."""
 MISJUDGED = 0.2
 """Standard deviation of the logarithm of real over expected time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a study runs on: nodes of up to four cards of one size."""
+    """What a study runs on: nodes of up to four cards of one kind."""
 
     name: str
     num_jobs: int
-    cards: dict[int, int]
-    """GiB -> number."""
+    cards: dict[str, int]
+    """Model, or size of cards that are all as fast -> number."""
 
     def build(self) -> tuple[list[Card], dict[str, Node]]:
         cards: list[Card] = []
         nodes: dict[str, Node] = {}
-        for size, number in self.cards.items():
+        for card, number in self.cards.items():
             for first in range(0, number, 4):
                 name = f"pc{len(nodes):04d}"
                 nodes[name] = Node(node_id=name, host=name, total_gib=64.0, host_gib=64.0, cores=16)
                 cards += [
-                    Card(node_id=name, host=name, index=index, size=size, gib=float(size), num_threads=4)
+                    replace(self._card(card), node_id=name, host=name, index=index)
                     for index in range(min(4, number - first))
                 ]
         return cards, nodes
 
+    def _card(self, name: str) -> Card:
+        """Return a card by its model, or one of so many GiB that is as fast as all others."""
+        if name.endswith(" GiB"):
+            size = float(name.removesuffix(" GiB"))
+            return Card(node_id="", host="", index=0, size=size, gib=size, num_threads=4)
+        return read_cards(name)[0]
+
 
 CLUSTERS = [
-    Cluster(name="1,000 jobs on 20 cards", num_jobs=1000, cards={8: 8, 12: 4, 16: 4, 24: 4}),
-    Cluster(name="10,000 jobs on 1,000 cards", num_jobs=10_000, cards={8: 400, 12: 300, 16: 150, 24: 150}),
-]
+    Cluster(
+        name="1,000 jobs on 20 cards", num_jobs=1000, cards={"8 GiB": 8, "12 GiB": 4, "16 GiB": 4, "24 GiB": 4}
+    ),
+    Cluster(
+        name="1,000 jobs on 20 cards of unequal speed", num_jobs=1000,
+        cards={"2060": 5, "3060": 5, "4070": 5, "4090": 5},
+    ),
+    Cluster(
+        name="10,000 jobs on 1,000 cards", num_jobs=10_000,
+        cards={"8 GiB": 400, "12 GiB": 300, "16 GiB": 150, "24 GiB": 150},
+    ),
+    Cluster(
+        name="10,000 jobs on 1,000 cards of unequal speed", num_jobs=10_000,
+        cards={"2060": 250, "3060": 250, "4070": 250, "4090": 250},
+    ),
+]  # fmt: skip
 
 
-def draw_jobs(number: int, seed: int) -> tuple[list[Request], dict[str, float]]:
-    """Return jobs in the order they are submitted, and how long each really runs."""
+def draw_jobs(number: int, seed: int, kinds: Collection[CardKind]) -> tuple[list[Request], dict[str, float]]:
+    """Return jobs in the order they are submitted, and what each really takes over what is expected."""
     rng = random.Random(seed)
-    jobs, real = [], {}
+    jobs, misjudged = [], {}
     for index in range(number):
         expected = rng.lognormvariate(math.log(MEDIAN_SECONDS), SIGMA)
-        jobs.append(
-            Request(
-                job=f"job{index:05d}",
-                num_ranks=rng.choices(list(NUM_RANKS), list(NUM_RANKS.values()))[0],
-                card_gib=rng.choices(list(JOB_GIB), list(JOB_GIB.values()))[0],
-                host_gib=round(rng.uniform(*HOST_GIB), 0),
-                seconds=expected,
-            )
+        drawn = Request(
+            job=f"job{index:05d}",
+            num_ranks=rng.choices(list(NUM_RANKS), list(NUM_RANKS.values()))[0],
+            card_gib=rng.choices(list(JOB_GIB), list(JOB_GIB.values()))[0],
+            host_gib=round(rng.uniform(*HOST_GIB), 0),
+            seconds=expected,
         )
-        real[jobs[-1].job] = expected * rng.lognormvariate(0.0, MISJUDGED)
-    return jobs, real
+        jobs.append(planned(drawn, kinds))
+        misjudged[drawn.job] = rng.lognormvariate(0.0, MISJUDGED)
+    return jobs, misjudged
 
 
-def lower_bound(jobs: Sequence[Request], real: dict[str, float], cards: Sequence[Card]) -> tuple[float, float]:
-    """Return the volume bound in seconds and the longest job; no schedule is shorter than either.
+def planned(job: Request, kinds: Collection[CardKind]) -> Request:
+    """Return a job as it is planned for kinds of cards: for each precision what it needs and how long it takes.
 
-    The volume, GiB x seconds, of the jobs that need more than some size has only the cards of that size and above.
+    It takes the time that was drawn on an RTX 3060, and elsewhere by what a card multiplies in its precision.
     """
-    volume = 0.0
-    for least in {0.0, *(float(card.size) for card in cards)}:
-        space = sum(card.gib for card in cards if card.size > least)
-        needed = sum(job.num_ranks * job.card_gib * real[job.job] for job in jobs if job.card_gib > least)
-        volume = max(volume, needed / space if space else 0.0)
-    return volume, max(real.values())
+    if not any(kind.capability for kind in kinds):
+        return job
+    options: dict[str, Request] = {}
+    for kind in sorted(kinds, key=relative_speed, reverse=True):
+        precision = planned_precision(kind)
+        gib = round(job.card_gib * (IN_FP32 if precision == "fp32" else 1.0), 1)
+        option = options.get(precision) or replace(job, precision=precision, card_gib=gib, seconds_on={})
+        seconds = {**option.seconds_on, str(kind): job.seconds / relative_speed(kind)}
+        options[precision] = replace(option, seconds_on=seconds, seconds=min(seconds.values()))
+    first, *others = options.values()
+    return replace(first, instead=tuple(others))
 
 
 class FirstComeFirstServed:
@@ -126,10 +155,10 @@ class FirstComeFirstServed:
     def start(self, now: float) -> list[Placement]:
         placements = []
         while self.queue:
-            cards = self.board.find(self.queue[0], lambda key: self.board.num_jobs[key] == 0)
-            if not cards:
+            placement = self.board.find(self.queue[0], lambda key: self.board.num_jobs[key] == 0)
+            if placement is None:
                 break
-            placement = Placement(request=self.queue.pop(0), cards=cards)
+            self.queue.pop(0)
             self.board.take(placement)
             self.running[placement.job] = placement
             placements.append(placement)
@@ -145,7 +174,7 @@ class Run:
     end: float
 
 
-def simulate(scheduler: Any, jobs: Sequence[Request], real: dict[str, float]) -> tuple[list[Run], float]:
+def simulate(scheduler: Any, jobs: Sequence[Request], misjudged: Mapping[str, float]) -> tuple[list[Run], float]:
     """Run a study; return its jobs as they ran and the seconds that deciding took."""
     runs: list[Run] = []
     ends: list[tuple[float, str]] = []
@@ -162,7 +191,7 @@ def simulate(scheduler: Any, jobs: Sequence[Request], real: dict[str, float]) ->
         timed(partial(scheduler.submit, job))
     while True:
         for placement in timed(partial(scheduler.start, now)):
-            end = now + real[placement.job]
+            end = now + placement.seconds * misjudged[placement.job]
             heapq.heappush(ends, (end, placement.job))
             runs.append(Run(placement=placement, begin=now, end=end))
         if not ends:
@@ -194,19 +223,16 @@ def over_booked(runs: Sequence[Run], nodes: dict[str, Node]) -> int:
 def measure(cluster: Cluster, seed: int) -> tuple[dict[str, Any], dict[str, list[Run]]]:
     """Return the figures of both schedulers on one cluster, and how their jobs ran."""
     cards, nodes = cluster.build()
-    jobs, real = draw_jobs(cluster.num_jobs, seed)
-    volume, longest = lower_bound(jobs, real, cards)
-    row: dict[str, Any] = {
-        "cluster": asdict(cluster), "seed": seed, "volume_seconds": volume, "longest_seconds": longest,
-        "schedulers": {},
-    }  # fmt: skip
+    jobs, misjudged = draw_jobs(cluster.num_jobs, seed, {card.kind for card in cards})
+    bound = shortest(jobs, misjudged, cards)
+    row: dict[str, Any] = {"cluster": asdict(cluster), "seed": seed, "bound_seconds": bound, "schedulers": {}}
     all_runs = {}
     for name, scheduler in (("shoal", Scheduler(cards, nodes)), ("fcfs", FirstComeFirstServed(cards, nodes))):
-        runs, spent = simulate(scheduler, jobs, real)
+        runs, spent = simulate(scheduler, jobs, misjudged)
         makespan = max(run.end for run in runs)
         all_runs[name] = runs
         row["schedulers"][name] = {
-            "jobs": len(runs), "makespan_seconds": makespan, "over_bound": makespan / max(volume, longest),
+            "jobs": len(runs), "makespan_seconds": makespan, "over_bound": makespan / bound,
             "over_booked": over_booked(runs, nodes), "milliseconds_a_job": 1000 * spent / len(jobs),
         }  # fmt: skip
     return row, all_runs

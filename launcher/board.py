@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.cards import Card, CardKey, CardKind, Node
+from launcher.speed import planned_precision, relative_speed
 
 TOLERANCE = 1e-6
 """GiB; sums of floats differ by less."""
@@ -34,6 +35,36 @@ class Request:
     """Expected."""
     priority: int = 0
     """Higher goes first."""
+    precision: str = ""
+    """What it was planned in where its study leaves that to the card: only cards on which that is the same will do."""
+    seconds_on: Mapping[str, float] = field(default_factory=dict)
+    """Kind of card, as text -> expected seconds there; `seconds` on all others."""
+    instead: tuple[Request, ...] = ()
+    """What it asks for on cards of other precisions; it gets the one or the other."""
+
+    @property
+    def options(self) -> tuple[Request, ...]:
+        """Return this and what would do instead."""
+        return (self, *self.instead)
+
+    def expected(self, kind: CardKind) -> float:
+        """Return the seconds that the job is expected to take on cards of a kind."""
+        return self.seconds_on.get(str(kind), self.seconds)
+
+    def holds_on(self, kind: CardKind) -> bool:
+        """Whether cards of a kind compute in the precision that the job was planned in."""
+        return not self.precision or planned_precision(kind) == self.precision
+
+    def renamed(self, job: str, priority: int) -> Request:
+        """Return the same of another job's name and priority."""
+        instead = tuple(other.renamed(job, priority) for other in self.instead)
+        return replace(self, job=job, priority=priority, instead=instead)
+
+    @staticmethod
+    def of(content: Mapping[str, Any]) -> Request:
+        """Return the request that dataclasses.asdict made this of. Raises TypeError for anything else."""
+        instead = tuple(Request.of(other) for other in content.get("instead", ()))
+        return Request(**{**content, "instead": instead})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +78,11 @@ class Placement:
     def job(self) -> str:
         """Name of the job."""
         return self.request.job
+
+    @property
+    def seconds(self) -> float:
+        """What the job is expected to take on these cards, which are equal."""
+        return self.request.expected(self.cards[0].kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""
@@ -74,8 +110,9 @@ class Board:
         """Kind -> (free GiB, key) of its cards, the least free first."""
         for key, card in self.cards.items():
             insort(self.by_kind[self.kinds[key]], (card.gib, key))
-        self.sizes = sorted(card.size for card in self.cards.values())
-        """What was announced of each card, the smallest first."""
+        self.speeds = {kind: relative_speed(kind) for kind in self.by_kind}
+        self.power = sum(card.gib * self.speeds[self.kinds[key]] for key, card in self.cards.items())
+        """GiB x speed of all cards: the GiB-seconds of jobs, counted at speed 1, that go through in a second."""
 
     def take(self, placement: Placement) -> None:
         """Book a job."""
@@ -99,15 +136,36 @@ class Board:
             self.free_ranks[key[0]] -= sign
 
     def find(
-        self, request: Request, allowed: Callable[[CardKey], bool] | None = None, *, tight: bool = False
-    ) -> tuple[Card, ...]:
-        """Return a card for each rank, or none where there is no room now, on those cards that are `allowed`.
+        self,
+        request: Request,
+        allowed: Callable[[CardKey], bool] | None = None,
+        *,
+        tight: bool = False,
+        most_seconds: float = math.inf,
+    ) -> Placement | None:
+        """Return where a job goes, or None where there is no room now, on those cards that are `allowed` and on which
+        it is expected to take no longer than so long.
 
-        Equal cards, on one node if it can be. Of several choices those with the fewest jobs, and then the smallest,
-        so that large cards stay free for who needs them; where it is to be `tight`, those that have the least to spare.
+        Each rank gets an equal card, on one node if it can be. Of several choices those on which it ends soonest, its
+        time shared with the jobs that are there, and then the smallest, so that large cards stay free for who needs
+        them; where it is to be `tight`, those that have the least to spare.
         """
-        choices: list[tuple[tuple[float, ...], list[CardKey]]] = []
+        choices: list[tuple[tuple[float, ...], list[CardKey], Request]] = []
+        for option in request.options:
+            choices += self._choices(option, allowed, tight=tight, most_seconds=most_seconds)
+        if not choices:
+            return None
+        _, keys, option = min(choices, key=lambda choice: choice[:2])
+        return Placement(request=option, cards=tuple(self.cards[key] for key in keys))
+
+    def _choices(
+        self, request: Request, allowed: Callable[[CardKey], bool] | None, *, tight: bool, most_seconds: float
+    ) -> Iterator[tuple[tuple[float, ...], list[CardKey], Request]]:
+        """Yield the best cards of each kind for one option of a job, with what they are ordered by."""
         for kind, order in self.by_kind.items():
+            seconds = request.expected(kind)
+            if seconds > most_seconds or not request.holds_on(kind):
+                continue
             first = bisect_left(order, (request.card_gib - TOLERANCE, ("", -1)))
             if len(order) - first < request.num_ranks:
                 continue
@@ -117,8 +175,9 @@ class Board:
             if keys:
                 spans, spare = len({key[0] for key in keys}), sum(self.free_gib[key] for key in keys)
                 busiest = max(self.num_jobs[key] for key in keys)
-                choices.append(((spans, spare) if tight else (spans, busiest, kind.total_gib, spare), keys))
-        return tuple(self.cards[key] for key in min(choices)[1]) if choices else ()
+                shared = seconds * (1 + busiest)
+                place = (spans, spare) if tight else (spans, shared, busiest, kind.total_gib, spare)
+                yield place, keys, request
 
     def _choose(self, fitting: Sequence[CardKey], request: Request) -> list[CardKey]:
         """Return cards of these equal ones, the best first, which all have room for a rank; none where too few have."""
@@ -148,3 +207,13 @@ class Board:
 
     def _tightness(self, key: CardKey) -> tuple[float, CardKey]:
         return (self.free_gib[key], key)
+
+
+def placed_alone(request: Request, cards: Iterable[Card], nodes: Mapping[str, Node]) -> Placement | None:
+    """Return where a job goes when nothing else runs; None where it does not fit."""
+    return Board(cards, nodes).find(request)
+
+
+def room_for(request: Request, cards: Iterable[Card], nodes: Mapping[str, Node]) -> bool:
+    """Whether a job fits on these cards when nothing else runs."""
+    return placed_alone(request, cards, nodes) is not None

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from launcher.board import Request
-from launcher.cards import Card, Node
+from launcher.board import Request, placed_alone, room_for
+from launcher.cards import Card, CardKind, Node
 from launcher.cost import cpu_record, expected_seconds, measured_costs
 from launcher.expand import StudyJob
 from launcher.fit import equal_cards, explain, request
 from launcher.links import link_of_ranks
-from launcher.schedule import room_for
 from launcher.settings import Setting, settings
+from training.calibration.record import CardRecord
 from training.errors import UserError
 from training.forecast.memory_estimate import JobForecast, Work
 from training.spec import JobSpec
@@ -45,18 +45,32 @@ class Choice:
     forecast: JobForecast
     asked: Request
     seconds: float
-    """Expected, from its start to its end."""
+    """Expected, from its start to its end, on the cards it gets when nothing else runs."""
+    card: CardKind | None = None
+    """Which these are; None where it fits none."""
     is_measured: bool = False
     """Whether that is by what `shoal calibrate` has measured; else by guesses."""
     lost: tuple[Lost, ...] = ()
     """The other settings, the fastest first."""
     refusal: str | None = None
     """Why it fits no card, where none does; the setting is then the one that needs least."""
+    instead: tuple[Choice, ...] = ()
+    """How it runs on cards of other precisions; `asked` holds what it asks for there."""
 
     def of(self, job: StudyJob) -> Choice:
         """Return the same for a job that differs in its seed."""
         spec = replace(self.spec, seed=job.spec.seed, name=job.name, output_dir=job.spec.output_dir)
-        return replace(self, spec=spec, asked=replace(self.asked, job=job.name))
+        asked = self.asked.renamed(job.name, self.asked.priority)
+        return replace(self, spec=spec, asked=asked, instead=tuple(other.of(job) for other in self.instead))
+
+    def on(self, given: Request) -> Choice:
+        """Return how the job runs with what it was given of what it asked for."""
+        return next((other for other in self.instead if other.asked.precision == given.precision), self)
+
+    def or_else(self, others: Sequence[Choice]) -> Choice:
+        """Return the same for a job that may run in another way, on cards of other precisions."""
+        asked = replace(self.asked, instead=tuple(other.asked for other in others))
+        return replace(self, asked=asked, instead=tuple(others))
 
 
 def choose(
@@ -69,22 +83,23 @@ def choose(
     on_card: bool,
     most_ranks: int,
     least: bool = False,
+    precision: str = "",
 ) -> Choice:
-    """Return the fastest setting of a job that fits these cards.
+    """Return the fastest setting of a job that fits these cards, fastest on the kind of them where it ends soonest.
+
+    Where the cards decide on its `precision`, it is given; it must be that of all these cards.
 
     `most_ranks` is how many cards it may spread over for speed; over more only where memory asks for it. With `least`
     the question is whether any fits: of each DeepSpeed file and number of ranks only the smallest is tried, and what
     fits first is returned. Raises UserError for what the trainer refuses under every setting.
     """
-    search = _Search(job, ask, cards, nodes, on_card=on_card)
+    search = _Search(job, ask, cards, nodes, on_card=on_card, precision=precision)
     record = None if on_card else cpu_record()
     options = [
         Option(
             setting=setting,
             spec=spec,
-            seconds=expected_seconds(
-                spec, work, on_card=on_card, record=record, link=link_of_ranks(spec.num_ranks, cards)
-            ),
+            seconds_on=_seconds_on(spec, work, cards, on_card=on_card, record=record),
             is_measured=measured_costs(spec, work, record) is not None,
         )
         for setting, spec in settings(job, len(cards))
@@ -111,10 +126,26 @@ class Option:
     setting: Setting
     spec: JobSpec
     """The job under it."""
-    seconds: float
-    """Expected, from its start to its end."""
+    seconds_on: dict[str, float]
+    """Kind of card, as text -> what is expected there, from its start to its end."""
     is_measured: bool
     """Whether that is by what was measured."""
+
+    @property
+    def seconds(self) -> float:
+        """Return what is expected on the fastest of the cards."""
+        return min(self.seconds_on.values())
+
+
+def _seconds_on(
+    spec: JobSpec, work: Work, cards: Sequence[Card], *, on_card: bool, record: CardRecord | None
+) -> dict[str, float]:
+    """Return kind of card, as text -> how long a job is expected to take there."""
+    link = link_of_ranks(spec.num_ranks, cards)
+    return {
+        str(kind): expected_seconds(spec, work, on_card=on_card, record=record, link=link, kind=kind)
+        for kind in {card.kind for card in cards}
+    }
 
 
 def _smallest_of_each_batch(options: Sequence[Option], pair: tuple[int, str]) -> list[Option]:
@@ -142,9 +173,17 @@ class _Search:
     """The options of a job that have been tried."""
 
     def __init__(
-        self, job: StudyJob, ask: Ask, cards: Sequence[Card], nodes: Mapping[str, Node], *, on_card: bool
+        self,
+        job: StudyJob,
+        ask: Ask,
+        cards: Sequence[Card],
+        nodes: Mapping[str, Node],
+        *,
+        on_card: bool,
+        precision: str,
     ) -> None:
         self.job, self.ask, self.cards, self.nodes, self.on_card = job, ask, cards, nodes, on_card
+        self.precision = precision
         self.num_equal = max(map(len, equal_cards(cards).values()), default=0)
         """Equal cards there are at most."""
         self.lost: list[Lost] = []
@@ -237,13 +276,14 @@ class _Search:
         if isinstance(forecast, UserError):
             self.refused = self.refused or forecast
             return _Tried(why_not=str(forecast), is_refused=True)
-        asked = request(self.job.name, option.spec, forecast.memory, option.seconds, on_card=self.on_card)
+        asked = request(self.job.name, option.spec, forecast.memory, option.seconds_on, on_card=self.on_card)
+        asked = replace(asked, precision=self.precision)
         choice = Choice(
             setting=option.setting, spec=option.spec, forecast=forecast, asked=asked, seconds=option.seconds,
             is_measured=option.is_measured,
         )  # fmt: skip
-        if room_for(asked, self.cards, self.nodes):
-            return _Tried(choice=choice)
+        if placement := placed_alone(asked, self.cards, self.nodes):
+            return _Tried(choice=replace(choice, seconds=placement.seconds, card=placement.cards[0].kind))
         if self.least is None or self._need(choice) < self._need(self.least):
             self.least = choice
         if too_wide:

@@ -7,7 +7,11 @@ benchmarks/planned_time.py whether jobs take what was planned.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from launcher.cards import CardKind
 from launcher.links import Link
+from launcher.speed import REFERENCE_TFLOPS, tflops
 from training.calibration.costs import Quantities, Shape, job_amounts, seconds
 from training.calibration.record import CardRecord, kind_of, read_record, this_cpu
 from training.forecast.memory_estimate import Work
@@ -17,7 +21,7 @@ GRADIENT_BYTES = 2
 """Of each trained weight, in bf16; twice that in fp32, of a small number."""
 
 CARD = Quantities(
-    operations=1e-13,  # a third of what an RTX 3060 multiplies in bf16
+    operations=1e-13,  # two fifths of what an RTX 3060 multiplies in bf16
     layers=1.5e-3,
     layers_stage3=1e-3,
     steps=5e-3,
@@ -59,10 +63,23 @@ def cpu_record() -> CardRecord | None:
     return read_record(*this_cpu())
 
 
+def costs_on(kind: CardKind | None, precision: str) -> Quantities:
+    """Return what each thing is guessed to cost on a kind of card in a precision; None stands for an RTX 3060 in bf16.
+    Cards differ in how fast they multiply; how fast bytes come and kernels start is the PC's."""
+    factor = REFERENCE_TFLOPS / tflops(kind, precision) if kind else 1.0
+    return replace(CARD, operations=CARD.operations * factor, evaluated_operations=CARD.evaluated_operations * factor)
+
+
 def expected_seconds(
-    spec: JobSpec, work: Work, *, on_card: bool, record: CardRecord | None = None, link: Link | None = None
+    spec: JobSpec,
+    work: Work,
+    *,
+    on_card: bool,
+    record: CardRecord | None = None,
+    link: Link | None = None,
+    kind: CardKind | None = None,
 ) -> float:
-    """Return how long a job takes by the costs that were measured, else by those of a kind of card.
+    """Return how long a job takes by the costs that were measured, else by those guessed for a kind of card.
 
     `link` is what its ranks talk by where they are on several PCs.
     """
@@ -77,7 +94,7 @@ def expected_seconds(
         num_ranks=spec.num_ranks, recomputes=spec.training.gradient_checkpointing,
         offloads_optimizer=offloads("offload_optimizer"), offloads_base=on_card and offloads("offload_param"),
     )  # fmt: skip
-    costs = measured_costs(spec, work, record) or (CARD if on_card else CPU)
+    costs = measured_costs(spec, work, record) or (costs_on(kind, work.dtype) if on_card else CPU)
     amounts = job_amounts(spec, shape)
     return seconds(costs, amounts) + (0.0 if link is None else seconds_on_link(costs, amounts, spec, link))
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from launcher.board import TOLERANCE, Request
+from launcher.board import TOLERANCE, Request, room_for
 from launcher.cards import MIB, Card, CardKind, Node
-from launcher.schedule import room_for
 from training.forecast.memory_estimate import MemoryEstimate
 from training.spec import JobSpec
 
@@ -18,14 +17,17 @@ def needed(forecast: MemoryEstimate, *, on_card: bool) -> int:
     return forecast.card_bytes if on_card else forecast.host_bytes
 
 
-def request(name: str, spec: JobSpec, memory: MemoryEstimate, seconds: float, *, on_card: bool) -> Request:
-    """Return what a job asks of the scheduler."""
+def request(
+    name: str, spec: JobSpec, memory: MemoryEstimate, seconds_on: Mapping[str, float], *, on_card: bool
+) -> Request:
+    """Return what a job asks of the scheduler; `seconds_on` is kind of card -> expected seconds."""
     return Request(
         job=name,
         num_ranks=spec.num_ranks,
         card_gib=_up(needed(memory, on_card=on_card)),
         host_gib=_up(memory.host_bytes),
-        seconds=seconds,
+        seconds=min(seconds_on.values()),
+        seconds_on=seconds_on,
     )
 
 

@@ -19,12 +19,14 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import Any
 
-from launcher.cards import Card, Node
+from launcher.cards import Capability, Card, Node
 from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob, but_for_the_seed
 from launcher.known_answers import KnownAnswers, key_of
+from launcher.precisions import choose_for_each
 from launcher.remedies import remedies
 from launcher.settings import settings
+from launcher.speed import least_capable
 from training.errors import ShoalError, UserError
 from training.forecast.memory_estimate import JobForecast, MemoryEstimate, Work
 from training.spec import JobSpec
@@ -70,9 +72,12 @@ class ForecastProcess:
                 self.process.communicate()
         self.log.close()
 
-    def forecast(self, spec: JobSpec, source: str, data_content: Sequence[str] = ()) -> JobForecast | UserError:
-        """Return what a job needs, or what the trainer refuses it for; `source` names its DeepSpeed settings."""
-        answer = self._answer(spec, source, data_content, memory=True)
+    def forecast(
+        self, spec: JobSpec, source: str, data_content: Sequence[str] = (), capability: Capability | None = None
+    ) -> JobForecast | UserError:
+        """Return what a job needs, or what the trainer refuses it for; `source` names its DeepSpeed settings. Cards
+        whose compute `capability` is not known count as of the Ampere generation."""
+        answer = self._answer(spec, source, data_content, memory=True, capability=capability)
         if not answer["ok"]:
             return UserError(answer["error"])
         memory, work = MemoryEstimate(**answer["estimate"]), Work(**answer["work"])
@@ -80,13 +85,18 @@ class ForecastProcess:
 
     def work(self, spec: JobSpec, source: str, data_content: Sequence[str] = ()) -> Work:
         """Return what a job computes. Raises UserError for what the trainer refuses."""
-        answer = self._answer(spec, source, data_content, memory=False)
+        answer = self._answer(spec, source, data_content, memory=False, capability=None)
         if not answer["ok"]:
             raise UserError(answer["error"])
         return Work(**answer["work"])
 
-    def _answer(self, spec: JobSpec, source: str, data_content: Sequence[str], *, memory: bool) -> dict[str, Any]:
-        question = {"spec": spec.to_dict(), "deepspeed_source": source, "on_card": self.on_card, "memory": memory}
+    def _answer(
+        self, spec: JobSpec, source: str, data_content: Sequence[str], *, memory: bool, capability: Capability | None
+    ) -> dict[str, Any]:
+        question = {
+            "spec": spec.to_dict(), "deepspeed_source": source, "on_card": self.on_card, "memory": memory,
+            "capability": capability,
+        }  # fmt: skip
         if self.known is None:
             return self._ask(question)
         key = key_of(question, data_content)
@@ -142,10 +152,16 @@ def plan_jobs(
     with ForecastProcess(on_card=on_card, known=known) as process:
 
         def search(job: StudyJob, *, least: bool = False) -> Choice:
-            setting, spec = next(settings(job, len(cards)))  # one that is tried, whatever file the study names
-            work = process.work(spec, setting.deepspeed, job.data_content)
-            ask = partial(process.forecast, data_content=job.data_content)
-            return choose(job, work, ask, cards, nodes, on_card=on_card, most_ranks=most_ranks, least=least)
+            def among(job: StudyJob, some: Sequence[Card], precision: str) -> Choice:
+                setting, spec = next(settings(job, len(some)))  # one that is tried, whatever file the study names
+                work, capability = process.work(spec, setting.deepspeed, job.data_content), least_capable(some)
+                ask = partial(process.forecast, data_content=job.data_content, capability=capability)
+                return choose(
+                    job, work, ask, some, nodes, on_card=on_card, most_ranks=most_ranks, least=least,
+                    precision=precision,
+                )  # fmt: skip
+
+            return choose_for_each(job, cards, among, on_card=on_card)
 
         refused: list[tuple[list[StudyJob], Choice]] = []
         for same in alike(jobs):

@@ -6,11 +6,10 @@ import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.board import Request
+from launcher.board import Request, room_for
 from launcher.cards import Node
 from launcher.choose import Choice
 from launcher.cluster import Cluster
@@ -26,7 +25,7 @@ from launcher.metrics import StudyMetrics
 from launcher.others import Rivals
 from launcher.preparation import Preparation
 from launcher.running import CANCELLED, RunningJob, Unwanted, failure_of, start_ranks
-from launcher.schedule import Scheduler, room_for
+from launcher.schedule import Scheduler
 from launcher.state import OPEN, JobState
 from launcher.status import StatusFile
 from launcher.table import StudyView
@@ -131,7 +130,7 @@ class JobRunner:
         if refusal:  # it had cards that have gone since
             self.view.say(f"{job.name} waits for cards like those that have gone. {refusal}")
         else:
-            self.plans[job.name], self.asked[job.name] = planned, replace(asked, priority=self.status.priority)
+            self.plans[job.name], self.asked[job.name] = planned, asked.renamed(job.name, self.status.priority)
             if not room_for(asked, *unreserved(self.cluster.cards, self.cluster.nodes)):
                 self.preparation.plan_again([job])  # cards have gone while it was planned
                 return
@@ -182,7 +181,7 @@ class JobRunner:
             group, reservation = self.cluster.reserve(placement)
             running = RunningJob(
                 job=job,
-                spec=planned.spec if isinstance(planned, Choice) else job.spec,
+                spec=planned.on(placement.request).spec if isinstance(planned, Choice) else job.spec,
                 placement=placement,
                 # Of this try alone: what the one before has left may still be on its way to the head.
                 workdir=str(self.scratch / f"{job.name}-{next(self.tries)}"),
@@ -221,7 +220,7 @@ class JobRunner:
             self._free(running)
             self._wait_again(running)
             return
-        planned = self.plans[running.job.name]
+        planned = self._plan_of(running)
         forecast = planned.forecast.memory if isinstance(planned, Choice) else MemoryEstimate()
         cards = " ".join(card.label for card in running.placement.cards)
         self.states[running.job.name].begin(cards, forecast.card_bytes or forecast.host_bytes)
@@ -273,12 +272,20 @@ class JobRunner:
 
     def _wait_again(self, running: RunningJob) -> None:
         """Let a job wait for cards once more."""
-        self.states[running.job.name].status = "waiting"
-        if room_for(running.placement.request, *unreserved(self.cluster.cards, self.cluster.nodes)):
-            self.waiting[running.job.name] = running.job
-            self.scheduler.submit(running.placement.request)
+        name = running.job.name
+        self.states[name].status = "waiting"
+        if running.actors:  # what it has trained is of this precision
+            self.asked[name] = running.placement.request
+        if room_for(self.asked[name], *unreserved(self.cluster.cards, self.cluster.nodes)):
+            self.waiting[name] = running.job
+            self.scheduler.submit(self.asked[name])
         else:
             self.preparation.plan_again([running.job])
+
+    def _plan_of(self, running: RunningJob) -> Planned:
+        """Return how a job runs on the cards it has."""
+        planned = self.plans[running.job.name]
+        return planned.on(running.placement.request) if isinstance(planned, Choice) else planned
 
     def _take_logs(self, ref: Any) -> None:
         """End a job once the logs of its last node are in."""
@@ -286,7 +293,7 @@ class JobRunner:
         if running is None:
             return
         self._take_events()
-        if self.endings.settle(running, self.plans[running.job.name]):
+        if self.endings.settle(running, self._plan_of(running)):
             self._wait_again(running)
 
     def _give_up(self, name: str, why: Unwanted) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,9 +114,9 @@ class Rivals:
     def _of_higher_priority(self, name: str, answer: dict[str, Any]) -> list[Request]:
         if answer.get("priority", self.priority) <= self.priority:
             return []
-        waiting = [Request(**request) for request in answer["waiting"]]
+        waiting = [Request.of(request) for request in answer["waiting"]]
         # Jobs of two studies may have one name.
-        return [replace(item, job=f"{name} {item.job}", priority=answer["priority"]) for item in waiting]
+        return [item.renamed(f"{name} {item.job}", answer["priority"]) for item in waiting]
 
 
 def find_inboxes() -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from launcher.board import Request
+from launcher.board import Request, room_for
 from launcher.check_text import summary
 from launcher.choose import Choice
 from launcher.cluster import Cluster
@@ -16,7 +16,6 @@ from launcher.fit import explain, whole_cards
 from launcher.folder import StudyFolder, data_key
 from launcher.forecast import Planned, Planner
 from launcher.inventory import unreserved
-from launcher.schedule import room_for
 from launcher.settings import deepspeed_source
 from launcher.state import JobState
 from launcher.worker import Outcome, check_data, compute_baselines, prepare_jobs

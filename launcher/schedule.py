@@ -11,16 +11,20 @@ Pure: no clock and no Ray; the same calls give the same placements. benchmarks/s
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from launcher.board import TOLERANCE, Board, Placement, Request
 from launcher.cards import Card, CardKey, Node
+from launcher.speed import relative_speed
 
-Kind = tuple[int, int, float, float]
-"""Of requests that need the same: priority, ranks, card and host GiB. Where one finds no room, none does."""
+Need = tuple[int, float, float, str]
+"""Ranks, card and host GiB, precision."""
+Kind = tuple[int, tuple[Need, ...]]
+"""Of requests that need the same: priority, and the need of each of their options. Where one finds no room, no longer
+one does."""
 
 
 MOST_HOLDS = 3
@@ -37,11 +41,13 @@ class Hold:
     job: str = ""
     card_gib: float = 0.0
     until: float = float("inf")
+    ends: float = float("inf")
+    """When it will have ended there."""
     keys: frozenset[CardKey] = frozenset()
 
     def allows(self, key: CardKey, request: Request, board: Board, now: float) -> bool:
         """Whether a later job may go on a card: it is gone by then, or leaves room enough."""
-        if key not in self.keys or now + request.seconds <= self.until:
+        if key not in self.keys or now + request.expected(board.kinds[key]) <= self.until:
             return True
         return board.free_gib[key] - request.card_gib + TOLERANCE >= self.card_gib
 
@@ -53,7 +59,13 @@ class Scheduler:
         self.board = Board(cards, nodes)
         self.waiting: dict[Kind, list[tuple[float, int, Request]]] = {}
         """Kind -> heap of (-seconds, number of its submission, request)."""
-        self.waiting_gib, self.waiting_gib_seconds = 0.0, 0.0
+        self.waiting_gib, self.waiting_work = 0.0, 0.0
+        self.work: dict[str, float] = {}
+        """Waiting job -> GiB x seconds of it on cards of speed 1."""
+        self.could_hold: dict[Kind, float] = {}
+        """Kind -> speeds of all cards that could hold a rank of it, of those kinds that were asked for."""
+        self.running_power, self.running_until = 0.0, 0.0
+        """GiB x speed of what runs, and the same times when each job is expected to end."""
         self.running: dict[str, Placement] = {}
         self.ends: dict[str, float] = {}
         """Running job -> when it is expected to end."""
@@ -69,14 +81,14 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Let a job wait for cards."""
-        kind = (request.priority, request.num_ranks, request.card_gib, request.host_gib)
+        kind = _kind(request)
         heapq.heappush(self.waiting.setdefault(kind, []), (-request.seconds, self.submitted, request))
         self._count(request, 1)
         self.submitted += 1
 
     def withdraw(self, request: Request) -> None:
         """Let a waiting job wait no longer."""
-        kind = (request.priority, request.num_ranks, request.card_gib, request.host_gib)
+        kind = _kind(request)
         left = [item for item in self.waiting.pop(kind) if item[2].job != request.job]
         heapq.heapify(left)
         if left:
@@ -84,8 +96,15 @@ class Scheduler:
         self._count(request, -1)
 
     def _count(self, request: Request, sign: int) -> None:
+        if sign > 0:
+            self.work[request.job] = request.num_ranks * request.card_gib * self._seconds_at_speed_1(request)
         self.waiting_gib += sign * request.num_ranks * request.card_gib
-        self.waiting_gib_seconds += sign * request.num_ranks * request.card_gib * request.seconds
+        self.waiting_work += sign * (self.work[request.job] if sign > 0 else self.work.pop(request.job))
+
+    def _seconds_at_speed_1(self, request: Request) -> float:
+        speeds = self.board.speeds.items()
+        known = [request.expected(kind) * speed for kind, speed in speeds if request.holds_on(kind)]
+        return min(known, default=request.seconds)
 
     def end(self, job: str) -> None:
         """Free the cards of a job that has ended, however it did."""
@@ -99,7 +118,7 @@ class Scheduler:
     def update(self, cards: Iterable[Card], nodes: Mapping[str, Node]) -> None:
         """Take in that cards have appeared, gone, or have more or less memory for us."""
         self.board = Board(cards, nodes)
-        self.holds = []
+        self.holds, self.could_hold = [], {}
         for placement in self.running.values():
             self.board.take(placement)
 
@@ -148,43 +167,54 @@ class Scheduler:
         while order:
             *_, kind = heapq.heappop(order)
             request = self.waiting[kind][0][2]
-            cards = self._find(request, held, now)
-            if cards:
-                placements.append(self._start(kind, cards, now))
+            placement = self._find(request, held, now, self._expected_end(now))
+            if placement is None and without_room < MOST_HOLDS:
+                hold = self._hold(without_room, request, held, now)
+                placement = self._find(request, held, now, hold.ends)  # waiting for faster cards would end no sooner
+                if placement is None:
+                    held |= dict.fromkeys(hold.keys, hold)
+                    without_room += bool(hold.keys)
+            if placement is not None:
+                placements.append(self._start(kind, placement, now))
                 if kind in self.waiting:
                     heapq.heappush(order, (*self._place_in_order(kind), kind))
-            elif without_room < MOST_HOLDS:
-                hold = self._hold(without_room, request, held, now)
-                held |= dict.fromkeys(hold.keys, hold)
-                without_room += bool(hold.keys)
         return placements
 
-    def _find(self, request: Request, held: Mapping[CardKey, Hold], now: float) -> tuple[Card, ...]:
-        """Return cards for a job where there is room that is not held for another."""
+    def _expected_end(self, now: float) -> float:
+        """Return when all that waits and runs would have ended if it filled the cards: what ends by then is never too
+        late, on however slow a card."""
+        running = max(0.0, self.running_until - now * self.running_power)
+        return now + (self.waiting_work + running) / self.board.power if self.board.power else float("inf")
+
+    def _find(self, request: Request, held: Mapping[CardKey, Hold], now: float, latest: float) -> Placement | None:
+        """Return where a job goes, if there is room that is not held for another, to end by `latest`."""
         crowded = self.waiting_gib > self.board.total_free_gib
 
         def allowed(key: CardKey) -> bool:
             is_held = key in held and not held[key].allows(key, request, self.board, now)
             return key[0] not in self.avoided and not is_held
 
-        return self.board.find(request, allowed if held or self.avoided else None, tight=crowded)
+        only = allowed if held or self.avoided else None
+        return self.board.find(request, only, tight=crowded, most_seconds=latest - now + TOLERANCE)
 
-    def _start(self, kind: Kind, cards: tuple[Card, ...], now: float) -> Placement:
-        """Book the first job of a kind on these cards."""
+    def _start(self, kind: Kind, placement: Placement, now: float) -> Placement:
+        """Book the first job of a kind on its cards."""
         request = heapq.heappop(self.waiting[kind])[2]
         if not self.waiting[kind]:
             del self.waiting[kind]
         self._count(request, -1)
-        placement = Placement(request=request, cards=cards)
         self.board.take(placement)
         self.running[request.job] = placement
-        self._expect(request.job, now + request.seconds)
+        self._expect(request.job, now + placement.seconds)
         return placement
 
     def _expect(self, job: str, ends_at: float | None) -> None:
         """Note when a running job is expected to end; None where it has."""
         placement = self.running[job]
         before = self.ends.pop(job, None)
+        power = placement.request.card_gib * len(placement.cards) * relative_speed(placement.cards[0].kind)
+        self.running_power += power * ((ends_at is not None) - (before is not None))
+        self.running_until += power * ((ends_at or 0.0) - (before or 0.0))
         for card in placement.cards:
             jobs = self.on_card[card.key]
             if before is not None:
@@ -199,12 +229,23 @@ class Scheduler:
 
     def _place_in_order(self, kind: Kind) -> tuple[int, bool, float, float, float, int]:
         """Return what the first job of a kind is ordered by."""
-        priority, num_ranks, card_gib, _ = kind
-        sizes = self.board.sizes
-        could_hold = len(sizes) - bisect_left(sizes, card_gib - TOLERANCE)
-        minus_seconds, number, _ = self.waiting[kind][0]
-        is_short = -minus_seconds * self.board.total_gib < LONG * self.waiting_gib_seconds
-        return (-priority, is_short, could_hold / num_ranks if is_short else 0.0, minus_seconds, -card_gib, number)
+        priority, ((num_ranks, card_gib, _, _), *_) = kind
+        minus_seconds, number, request = self.waiting[kind][0]
+        if kind not in self.could_hold:
+            self.could_hold[kind] = self._could_hold(request)
+        scarcity = self.could_hold[kind] / num_ranks
+        is_short = -minus_seconds * self.board.power < LONG * self.waiting_work
+        return (-priority, is_short, scarcity if is_short else 0.0, minus_seconds, -card_gib, number)
+
+    def _could_hold(self, request: Request) -> float:
+        """Return the speeds of all cards that would hold a rank of a job if nothing else ran."""
+        board = self.board
+        return sum(
+            board.speeds[kind]
+            for option in request.options
+            for key, kind in board.kinds.items()
+            if option.holds_on(kind) and self._is_large(key, option)
+        )
 
     def _hold(self, index: int, request: Request, held: Mapping[CardKey, Hold], now: float) -> Hold:
         """Return the cards, of those not held for another, on which a job is expected to start the soonest.
@@ -214,20 +255,24 @@ class Scheduler:
         if index < len(self.holds) and self.holds[index].job == request.job:
             return self.holds[index]
         best = Hold(job=request.job)
-        for order in self.board.by_kind.values():
-            times = sorted(
-                (self._room_at(key, request, now), key)
-                for _, key in order
-                if key not in held and key[0] not in self.avoided and self._is_large(key, request)
-            )
-            if len(times) < request.num_ranks:
-                continue
-            until = times[request.num_ranks - 1][0]
-            if until < best.until:
-                keys = frozenset(key for _, key in times[: request.num_ranks])
-                best = Hold(job=request.job, card_gib=request.card_gib, until=until, keys=keys)
+        for option in request.options:
+            for kind, order in self.board.by_kind.items():
+                if option.holds_on(kind):
+                    free = [key for _, key in order if key not in held and key[0] not in self.avoided]
+                    found = self._soonest(option, [key for key in free if self._is_large(key, option)], now)
+                    best = min(best, found, key=lambda hold: hold.ends)
         self.holds[index:] = [best]
         return best
+
+    def _soonest(self, request: Request, keys: Iterable[CardKey], now: float) -> Hold:
+        """Return those of these equal cards on which a job is expected to start the soonest; none where too few are."""
+        times = sorted((self._room_at(key, request, now), key) for key in keys)[: request.num_ranks]
+        if len(times) < request.num_ranks:
+            return Hold(job=request.job)
+        until, last = times[-1]
+        ends = until + request.expected(self.board.kinds[last])
+        keys = frozenset(key for _, key in times)
+        return Hold(job=request.job, card_gib=request.card_gib, until=until, ends=ends, keys=keys)
 
     def _is_large(self, key: CardKey, request: Request) -> bool:
         """Whether a card would hold a rank if nothing else ran there."""
@@ -245,6 +290,7 @@ class Scheduler:
         return float("inf")
 
 
-def room_for(request: Request, cards: Iterable[Card], nodes: Mapping[str, Node]) -> bool:
-    """Whether a job fits on these cards when nothing else runs."""
-    return bool(Board(cards, nodes).find(request))
+def _kind(request: Request) -> Kind:
+    """Return what tells a request from those that need other cards."""
+    needs = ((each.num_ranks, each.card_gib, each.host_gib, each.precision) for each in request.options)
+    return (request.priority, tuple(needs))

@@ -61,7 +61,7 @@ class StudyStatus:
     def of(content: dict[str, Any]) -> StudyStatus:
         """Return the status that `to_dict` made this of. Raises TypeError or KeyError for anything else."""
         jobs = [JobState(**job) for job in content["jobs"]]
-        waiting = [Request(**request) for request in content["waiting"]]
+        waiting = [Request.of(request) for request in content["waiting"]]
         return StudyStatus(**{**content, "jobs": jobs, "waiting": waiting})
 
     def headline(self) -> str:

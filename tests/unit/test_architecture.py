@@ -19,6 +19,7 @@ CONTRACT = {
     "training.spec",
     "training.parse",
     "training.plan",
+    "training.precision",
     "training.predictions",
     "training.result",
     "training.recorder",

@@ -41,7 +41,9 @@ class FakeProcess:
     def work(self, spec: JobSpec, _: str, data_content: Any = ()) -> Work:
         return Work(parameters=10**9, layers=16, tokens=10**7, evaluated_tokens=10**6, steps=500)
 
-    def forecast(self, spec: JobSpec, source: str, data_content: Any = ()) -> JobForecast | UserError:
+    def forecast(
+        self, spec: JobSpec, source: str, data_content: Any = (), capability: Any = None
+    ) -> JobForecast | UserError:
         if spec.lora.r == DEADLY:
             raise forecast.ForecastDied("the memory forecast failed: no answer")
         if spec.model.quantization == "nf4":

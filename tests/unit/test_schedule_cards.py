@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.board import Board, Placement, Request
+from launcher.board import Board, Placement, Request, room_for
 from launcher.cards import GIB, MIB, Card, LocalCard, Node, gpus, labels, local_cards, resources, visible_gpus
 from launcher.fit import whole_cards
 from launcher.inventory import cluster_cards, require_cards, unreserved
-from launcher.schedule import Scheduler, room_for
+from launcher.schedule import Scheduler
 from training.errors import UserError
 from training.spec import DataSpec, JobSpec
 
@@ -50,6 +50,12 @@ def nodes_of(cards: list[Card], *, host_gib: float = 64.0, cores: int = 16) -> d
     }
 
 
+def found(cards: list[Card], request: Request, nodes: dict[str, Node] | None = None) -> tuple[Card, ...]:
+    """Return where a job goes on idle cards."""
+    placement = Board(cards, nodes or nodes_of(cards)).find(request)
+    return placement.cards if placement else ()
+
+
 def scheduler(cards: list[Card], **node: Any) -> Scheduler:
     return Scheduler(cards, nodes_of(cards, **node))
 
@@ -67,10 +73,10 @@ def test_a_gpu_is_announced_with_all_that_cuda_can_give_and_with_what_it_is() ->
     }  # fmt: skip
 
 
-def announced(found: list[LocalCard], name: str = "a") -> dict[str, Any]:
+def announced(local: list[LocalCard], name: str = "a") -> dict[str, Any]:
     """Return the node that announces these cards."""
-    return {**node(name), "Resources": {"CPU": 8.0, "GPU": float(len(found)), **resources(found)},
-            "Labels": labels(found)}  # fmt: skip
+    return {**node(name), "Resources": {"CPU": 8.0, "GPU": float(len(local)), **resources(local)},
+            "Labels": labels(local)}  # fmt: skip
 
 
 def test_what_a_node_announces_of_its_gpus_is_what_the_cluster_has() -> None:
@@ -87,8 +93,8 @@ def test_what_a_node_announces_of_its_gpus_is_what_the_cluster_has() -> None:
 def test_equal_cards_are_equal_whatever_a_desktop_uses_of_them() -> None:
     cards, nodes = cluster_cards([announced(visible_gpus(FOUND, None))], {}, {})
     two = Request(job="two", num_ranks=2, card_gib=10.5)
-    assert [item.index for item in Board(cards, nodes).find(two)] == [1, 0]
-    assert Board(cards, nodes).find(replace(two, card_gib=11.2)) == ()  # the least of both
+    assert [item.index for item in found(cards, two, nodes)] == [1, 0]
+    assert found(cards, replace(two, card_gib=11.2), nodes) == ()  # the least of both
     spec = JobSpec(name="x", output_dir="x", data=DataSpec(dataset_name="imdb"), num_ranks=2)
     assert whole_cards("two", spec, cards).card_gib == 11117 / 1024
 
@@ -97,9 +103,8 @@ def test_equal_cards_are_equal_whatever_a_desktop_uses_of_them() -> None:
 def test_cards_of_one_size_that_are_of_two_models_are_not_equal(capable: tuple[int, int]) -> None:
     a, b = (replace(card("a", index), name=f"model {index}", capability=(8, 6), total_gib=8.0) for index in (0, 1))
     two = Request(job="two", num_ranks=2, card_gib=4.0)
-    assert Board([a, b], nodes_of([a, b])).find(two) == ()
-    alike = [a, replace(b, name=a.name, capability=capable)]
-    assert bool(Board(alike, nodes_of(alike)).find(two)) == (capable == (8, 6))
+    assert found([a, b], two) == ()
+    assert bool(found([a, replace(b, name=a.name, capability=capable)], two)) == (capable == (8, 6))
 
 
 def test_nvml_is_asked_for_what_is_free_and_for_what_a_card_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +121,9 @@ def test_nvml_is_asked_for_what_is_free_and_for_what_a_card_is(monkeypatch: pyte
         setattr(stub, f"nvml{name}", lambda *_, answer=answer: answer)
     monkeypatch.setitem(sys.modules, "pynvml", stub)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (found,) = gpus()
-    assert found.tflops == pytest.approx(15.05, abs=0.01)
-    assert replace(found, tflops=15.05) == FOUND[0]
+    (gpu,) = gpus()
+    assert gpu.tflops == pytest.approx(15.05, abs=0.01)
+    assert replace(gpu, tflops=15.05) == FOUND[0]
 
 
 @pytest.mark.parametrize(("visible", "kept"), [("1", [1]), ("GPU-ccc3,0", [0, 2]), ("", []), (None, [0, 1, 2])])
@@ -205,7 +210,7 @@ def test_a_job_gets_equal_cards_on_one_node_before_it_spans_nodes() -> None:
     two = Request(job="two", num_ranks=2, card_gib=4.0)
 
     def find(some: list[Card]) -> list[str]:
-        return [item.label for item in Board(some, nodes_of(some)).find(two)]
+        return [item.label for item in found(some, two)]
 
     assert find(cards) == ["c:0", "c:1"]
     assert find(cards[:3]) == ["a:0", "b:0"]
@@ -214,7 +219,7 @@ def test_a_job_gets_equal_cards_on_one_node_before_it_spans_nodes() -> None:
 
 def test_a_narrow_job_leaves_the_large_card_free() -> None:
     cards = [card("a", 0, 24), card("b", 0, 8)]
-    assert Board(cards, nodes_of(cards)).find(Request(job="x", card_gib=4.0)) == (cards[1],)
+    assert found(cards, Request(job="x", card_gib=4.0)) == (cards[1],)
 
 
 def test_priority_then_the_choosy_then_the_longest() -> None:
@@ -336,10 +341,8 @@ def test_room_is_found_exactly_where_enough_equal_cards_are_large_enough(
 ) -> None:
     sizes = [item.size for item in cards]
     expected = any(size >= gib and sizes.count(size) >= ranks for size in set(sizes))
-    found = Board(cards, nodes_of(cards, cores=99, host_gib=math.inf)).find(
-        Request(job="x", num_ranks=ranks, card_gib=gib)
-    )
-    assert bool(found) == expected
+    request = Request(job="x", num_ranks=ranks, card_gib=gib)
+    assert bool(found(cards, request, nodes_of(cards, cores=99, host_gib=math.inf))) == expected
 
 
 def test_all_orders_of_submission_place_as_much() -> None:

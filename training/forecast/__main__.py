@@ -3,8 +3,9 @@
     python -m training.forecast < requests > answers        # one JSON a line
 
 A request is {"spec": JobSpec.to_dict(), "deepspeed_source": what messages call its DeepSpeed settings, "on_card": bool,
-"memory": bool}; an answer {"ok": True, "work": Work as a dict, "dtype": bf16, fp16 or fp32, "estimate": MemoryEstimate
-as a dict, where "memory"} or {"ok": False, "error": text}, with "crashed" where it is not the job's fault. Data and
+"capability": the card's compute capability, such as [8, 6], or null, "memory": bool}; an answer {"ok": True, "work":
+Work as a dict, "dtype": bf16, fp16 or fp32, "estimate": MemoryEstimate as a dict, where "memory"} or {"ok": False,
+"error": text}, with "crashed" where it is not the job's fault. Data and
 tokenizer are read, for the lengths of the texts, and config.json; no weights.
 """
 
@@ -30,6 +31,7 @@ from training.errors import UserError
 from training.forecast.estimate import forecast, in_fork, shape_of
 from training.forecast.memory_estimate import Work
 from training.parse import build
+from training.precision import AMPERE, Capability, auto_precision
 from training.spec import DataSpec, JobSpec, ModelSpec
 
 
@@ -49,7 +51,8 @@ def main() -> int:
         try:
             spec = build(JobSpec, request["spec"], "request")
             source, on_card, memory = (request[key] for key in ("deepspeed_source", "on_card", "memory"))
-            known = estimate(spec, source, on_card=on_card, memory=memory)
+            capability = tuple(request.get("capability") or ()) or None
+            known = estimate(spec, source, on_card=on_card, memory=memory, capability=capability)
             answer: dict[str, Any] = {"ok": True, **known}
         except UserError as error:
             answer = {"ok": False, "error": str(error)}
@@ -60,13 +63,15 @@ def main() -> int:
     return 0
 
 
-def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: bool) -> dict[str, Any]:
+def estimate(
+    spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: bool, capability: Capability | None = None
+) -> dict[str, Any]:
     """Return "work", what a job computes on the data and the model it names, its "dtype", and "estimate", the `memory`
     it needs. `spec.deepspeed` is the content of what messages call `deepspeed_source`. Raises UserError for what the
-    trainer refuses."""
+    trainer refuses. A card whose `capability` is not known counts as one of the Ampere generation."""
     import torch
 
-    from training.pretrained import TORCH_DTYPES, load_config, resolve_checkpoint, resolve_dtype
+    from training.pretrained import TORCH_DTYPES, load_config, resolve_checkpoint
     from training.readable import require_positions, vocabulary_size
 
     assert isinstance(spec.deepspeed, dict)
@@ -81,14 +86,13 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
     lengths = _lengths(data, model, checkpoint, vocabulary_size(model_config))
     evaluated = [length for name, split in lengths.items() if name != "train" for length in split]
     in_bf16 = spec.deepspeed.get("bf16", {}).get("enabled")
+    dtype: str
     if spec.model.dtype != "auto":
         dtype = spec.model.dtype
     elif isinstance(in_bf16, bool):  # the file knows the cards, or its ranks refuse it
         dtype = "bf16" if in_bf16 else "fp32"
-    elif on_card:
-        dtype = "bf16"  # cards before Ampere train in fp32; set model.dtype for them
     else:
-        dtype = "bf16" if resolve_dtype("auto", torch.device("cpu")) == torch.bfloat16 else "fp32"
+        dtype = auto_precision((capability or AMPERE) if on_card else None)
     work = work_of(spec, base_figures(json.dumps(config, sort_keys=True)), lengths, dtype)
     answer: dict[str, Any] = {"work": asdict(work), "dtype": dtype}
     if memory:
@@ -98,7 +102,9 @@ def estimate(spec: JobSpec, deepspeed_source: str, *, on_card: bool, memory: boo
             spec.deepspeed, deepspeed_source, spec.training, world_size=spec.num_ranks, dtype=torch_dtype, cuda=on_card
         )
         shape = shape_of(spec, lengths["train"], evaluated, spec.num_ranks)
-        needs = forecast(spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card)
+        needs = forecast(
+            spec, config, shape, dtype=dtype, world_size=spec.num_ranks, on_card=on_card, capability=capability
+        )
         answer["estimate"] = asdict(needs)
     return answer
 

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+HAS_VARLEN = True
+"""Whether the card that is forecast has the variable-length kernel; set for each forecast's process."""
+
 
 def varlen_works(query: Tensor) -> bool:
-    """Cards that multiply bf16 have the variable-length kernel."""
-    return query.dtype == torch.bfloat16
+    """The variable-length kernel takes 16 bits alone, on cards that have it."""
+    return HAS_VARLEN and query.dtype != torch.float32
 
 
 def varlen_attn(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from training.batches import Lengths, cut_batch, group_lengths
 from training.cache import cached
 from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate, code_hash
+from training.precision import AMPERE, Capability
 from training.spec import JobSpec
 
 if TYPE_CHECKING:  # torch is loaded only where a forecast is not known
@@ -38,6 +39,11 @@ PROCESS = 1024 * MIB
 MARGIN = "safety margin"
 
 WRITTEN, KEPT = "checkpoint being written", "best weights kept"
+
+
+def has_varlen(capability: Capability | None) -> bool:
+    """Whether a card of this compute capability has PyTorch's kernel for texts of many lengths (FlashAttention 2)."""
+    return capability is None or capability >= AMPERE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +117,17 @@ def shape_of(spec: JobSpec, lengths: Lengths | None, evaluated: Lengths | None, 
 
 
 def forecast(
-    spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
+    spec: JobSpec,
+    config: dict[str, Any],
+    shape: Shape,
+    *,
+    dtype: str,
+    world_size: int,
+    on_card: bool,
+    capability: Capability | None = None,
 ) -> MemoryEstimate:
-    """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16, fp16 or fp32.
+    """Return the peak memory of the first rank. `config` is config.json, `dtype` bf16, fp16 or fp32. A card whose
+    compute `capability` is not known counts as one of the Ampere generation.
 
     Cached by content; else a forked process computes it. Raises UserError for what the trainer would refuse.
     """
@@ -122,13 +136,15 @@ def forecast(
         "model": {**settings["model"], "model_name_or_path": ""}, "lora": settings["lora"],
         "training": settings["training"], "max_seq_length": spec.data.max_seq_length, "deepspeed": _content(spec),
         "config": config, "shape": asdict(shape), "dtype": dtype, "world_size": world_size, "on_card": on_card,
-        "code": code_hash(),
+        "has_varlen": has_varlen(capability), "code": code_hash(),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:32]
 
     def make(target: Path) -> None:
         _load_libraries()
-        simulation = _simulate(spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card)
+        simulation = _simulate(
+            spec, config, shape, dtype=dtype, world_size=world_size, on_card=on_card, capability=capability
+        )
         estimate = _add_up(simulation, spec, dtype=dtype, world_size=world_size, on_card=on_card)
         target.write_text(json.dumps(asdict(estimate)), encoding="utf-8")
 
@@ -158,7 +174,14 @@ def _content(spec: JobSpec) -> Any:
 
 
 def _simulate(
-    spec: JobSpec, config: dict[str, Any], shape: Shape, *, dtype: str, world_size: int, on_card: bool
+    spec: JobSpec,
+    config: dict[str, Any],
+    shape: Shape,
+    *,
+    dtype: str,
+    world_size: int,
+    on_card: bool,
+    capability: Capability | None,
 ) -> Simulation:
     """Run the job on fake tensors; a deep model's twice, with few layers, for what it would show with all."""
     from transformers import AutoConfig
@@ -172,7 +195,8 @@ def _simulate(
     kind = TORCH_DTYPES[dtype]
 
     def run(model: Any) -> Simulation:
-        return in_fork(simulate, spec, Plan.of(spec), model, kind, world_size, shape, on_card=on_card)
+        options = {"on_card": on_card, "has_varlen": has_varlen(capability)}
+        return in_fork(simulate, spec, Plan.of(spec), model, kind, world_size, shape, **options)
 
     zero = _content(spec).get("zero_optimization", {})
     pair = depth.depths(model, kind.itemsize, spec.model.quantization, zero)

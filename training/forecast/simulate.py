@@ -37,7 +37,15 @@ ACTIVATIONS, GRADIENTS, GATHERED, DEQUANTIZED = "activations", "gradients", "gat
 
 
 def simulate(
-    spec: JobSpec, plan: Plan, config: Any, dtype: torch.dtype, world_size: int, shape: Shape, *, on_card: bool
+    spec: JobSpec,
+    plan: Plan,
+    config: Any,
+    dtype: torch.dtype,
+    world_size: int,
+    shape: Shape,
+    *,
+    on_card: bool,
+    has_varlen: bool = True,
 ) -> Simulation:
     """Run the job's first two steps and an evaluation; without a card all of it is in host memory.
 
@@ -48,7 +56,7 @@ def simulate(
     filled |= plan.deepspeed_sizes()
     live = LiveBytes(stand_ins(), causes())
     phases = _Phases(live)
-    with fake_world(world_size, on_card=on_card) as (ranks, device), live:
+    with fake_world(world_size, on_card=on_card, has_varlen=has_varlen) as (ranks, device), live:
         live.cause = ADAPTER
         material = fake_material(config, dtype, shape)
         follow_start(live)

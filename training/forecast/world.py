@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from training.forecast import card_kernels
 from training.ranks import Ranks
 
 CARD = "card"
@@ -27,8 +28,11 @@ CHECKED_BY = ("stage3", "partition_parameters", "partitioned_param_coordinator")
 
 
 @contextmanager
-def fake_world(world_size: int, *, on_card: bool) -> Iterator[tuple[Ranks, torch.device]]:
-    """Be rank 0 of a job in which tensors have shapes only; yields the rank and its device."""
+def fake_world(world_size: int, *, on_card: bool, has_varlen: bool = True) -> Iterator[tuple[Ranks, torch.device]]:
+    """Be rank 0 of a job in which tensors have shapes only; yields the rank and its device.
+
+    Cards before Ampere lack the variable-length kernel (`has_varlen`).
+    """
     import deepspeed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -38,6 +42,7 @@ def fake_world(world_size: int, *, on_card: bool) -> Iterator[tuple[Ranks, torch
     os.environ.update(ranks.environment())
     _change_libraries()
     _use_accelerator(on_card)
+    card_kernels.HAS_VARLEN = has_varlen
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
         deepspeed.init_distributed("fake", verbose=False)
@@ -108,7 +113,6 @@ def _register_card() -> None:
     import training.fused
     import training.packing
     import training.sdpa
-    from training.forecast import card_kernels
 
     module = _DummyBackendModule()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
