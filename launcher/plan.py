@@ -55,5 +55,8 @@ def print_plan(study_file: Path, cards_text: str | None, *, as_json: bool) -> in
 
 def fitting_sizes(choice: Choice, cards: Sequence[Card]) -> tuple[float, ...]:
     """Return the GiB of the cards that hold a rank, of which there are enough; of equal cards what the least has."""
-    hold = equal_cards(card for card in cards if card.gib >= choice.asked.card_gib)
-    return tuple(sorted({same[-1].gib for same in hold.values() if len(same) >= choice.asked.num_ranks}))
+    found: set[float] = set()
+    for asked in choice.asked.options:
+        hold = equal_cards(card for card in cards if card.gib >= asked.card_gib and asked.holds_on(card.kind))
+        found |= {same[-1].gib for same in hold.values() if len(same) >= asked.num_ranks}
+    return tuple(sorted(found))

@@ -51,6 +51,8 @@ class PlannedJob:
             "setting": choice.setting.to_dict(),
             "expected_seconds": round(choice.seconds, 1),
             "time_is_measured": choice.is_measured,
+            "expected_card": choice.card.name if choice.card else "",
+            "instead": [_way(other) for other in choice.instead],
             "card_gib": choice.asked.card_gib,
             "host_gib": choice.asked.host_gib,
             "dtype": choice.forecast.dtype,
@@ -109,7 +111,9 @@ def _cells(same: Sequence[PlannedJob], *, on_card: bool) -> list[str]:
         name,
         seeds,
         *(f"{gib:.2f}" for gib in memory),
-        _duration(choice.seconds),
+        f"{_duration(choice.seconds)}, {choice.card}"
+        if choice.card and choice.card.name
+        else _duration(choice.seconds),
         f"{', '.join(map(gib_text, first.fits))} GiB" if first.fits else "none",
         status,
     ]
@@ -144,6 +148,7 @@ def _explain(item: PlannedJob, settings: Mapping[str, Any], *, on_card: bool) ->
     parts = sorted((memory.card if on_card else memory.host).items(), key=lambda part: -part[1])
     shown = ", ".join(f"{cause} {size / GIB:.2f}" for cause, size in parts if size / GIB >= SMALL)
     lines.append(choice.refusal or _runs(choice))
+    lines += [_runs_instead(other) for other in choice.instead]
     lines.append(f"{'card' if on_card else 'host memory'}, GiB: {shown}")
     return "\n  ".join([*lines, *why_not(choice)])
 
@@ -159,6 +164,21 @@ def _runs(choice: Choice) -> str:
         else ""
     )
     return f"runs in {dtype}{base} with {choice.setting}{raised}"
+
+
+def _way(choice: Choice) -> dict[str, Any]:
+    """Return how a job runs on cards of another precision, for --json."""
+    return {
+        "setting": choice.setting.to_dict(), "dtype": choice.forecast.dtype, "card_gib": choice.asked.card_gib,
+        "host_gib": choice.asked.host_gib, "expected_seconds": round(choice.seconds, 1),
+        "expected_card": choice.card.name if choice.card else "",
+    }  # fmt: skip
+
+
+def _runs_instead(choice: Choice) -> str:
+    """Return the same in words."""
+    needs = f"{choice.asked.card_gib:.2f} GiB of card and {choice.asked.host_gib:.2f} GiB of host memory"
+    return f"or, on {choice.card}: {_runs(choice)}; {needs}, about {_duration(choice.seconds)}"
 
 
 def why_not(choice: Choice) -> list[str]:

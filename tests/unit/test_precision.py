@@ -18,6 +18,8 @@ from launcher.cards import GIB, Card, Node
 from launcher.choose import Choice, choose
 from launcher.expand import CHECKOUT, StudyJob
 from launcher.known_cards import read_cards
+from launcher.plan import fitting_sizes
+from launcher.plan_text import PlannedJob, print_jobs
 from launcher.precisions import choose_for_each
 from launcher.schedule import Scheduler
 from training.errors import UserError
@@ -145,3 +147,19 @@ def test_a_request_reads_back_as_it_was_written_for_other_studies() -> None:
     asked = planned(job(), read_cards("2060 super,3060")).asked
     read = Request.of(json.loads(json.dumps(asdict(asked))))
     assert read == asked and read.renamed("other", 3).instead[0].job == "other"
+
+
+def test_a_plan_says_on_which_card_a_job_is_expected_and_how_it_would_run_on_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cards = read_cards("2060 super,3060,4090")
+    choice = planned(job(), cards)
+    item = PlannedJob(job=job(), planned=choice, status="to run", fits=fitting_sizes(choice, cards))
+    assert item.fits == (7.7, 11.7, 23.6)
+    assert fitting_sizes(replace(choice, asked=choice.asked.instead[0]), cards) == (7.7,)
+    print_jobs([item], cards, 64.0, on_card=True)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "RTX 4090" in text and "runs in bf16" in text
+    assert f"or, on RTX 2060 SUPER: runs in {turing_precision()}" in text
+    assert item.to_dict()["expected_card"] == "NVIDIA GeForce RTX 4090"
+    assert [way["dtype"] for way in item.to_dict()["instead"]] == [turing_precision()]
