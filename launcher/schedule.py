@@ -41,9 +41,13 @@ class Hold:
     job: str = ""
     card_gib: float = 0.0
     until: float = float("inf")
-    ends: float = float("inf")
-    """When it will have ended there."""
+    seconds: float = 0.0
+    """Expected there."""
     keys: frozenset[CardKey] = frozenset()
+
+    def ends(self, now: float) -> float:
+        """Return when the job can be expected to have ended there."""
+        return max(now, self.until) + self.seconds
 
     def allows(self, key: CardKey, request: Request, board: Board, now: float) -> bool:
         """Whether a later job may go on a card: it is gone by then, or leaves room enough."""
@@ -170,7 +174,8 @@ class Scheduler:
             placement = self._find(request, held, now, self._expected_end(now))
             if placement is None and without_room < MOST_HOLDS:
                 hold = self._hold(without_room, request, held, now)
-                placement = self._find(request, held, now, hold.ends)  # waiting for faster cards would end no sooner
+                # On cards where it ends no later than if it waited; where nothing runs, nobody is to be waited for.
+                placement = self._find(request, held, now, hold.ends(now) if self.running else float("inf"))
                 if placement is None:
                     held |= dict.fromkeys(hold.keys, hold)
                     without_room += bool(hold.keys)
@@ -260,7 +265,7 @@ class Scheduler:
                 if option.holds_on(kind):
                     free = [key for _, key in order if key not in held and key[0] not in self.avoided]
                     found = self._soonest(option, [key for key in free if self._is_large(key, option)], now)
-                    best = min(best, found, key=lambda hold: hold.ends)
+                    best = min(best, found, key=lambda hold: hold.ends(now))
         self.holds[index:] = [best]
         return best
 
@@ -270,9 +275,9 @@ class Scheduler:
         if len(times) < request.num_ranks:
             return Hold(job=request.job)
         until, last = times[-1]
-        ends = until + request.expected(self.board.kinds[last])
+        seconds = request.expected(self.board.kinds[last])
         keys = frozenset(key for _, key in times)
-        return Hold(job=request.job, card_gib=request.card_gib, until=until, ends=ends, keys=keys)
+        return Hold(job=request.job, card_gib=request.card_gib, until=until, seconds=seconds, keys=keys)
 
     def _is_large(self, key: CardKey, request: Request) -> bool:
         """Whether a card would hold a rank if nothing else ran there."""
