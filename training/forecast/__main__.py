@@ -69,7 +69,6 @@ def estimate(
     """Return "work", what a job computes on the data and the model it names, its "dtype", and "estimate", the `memory`
     it needs. `spec.deepspeed` is the content of what messages call `deepspeed_source`. Raises UserError for what the
     trainer refuses. A card whose `capability` is not known counts as one of the Ampere generation."""
-    import torch
 
     from training.pretrained import TORCH_DTYPES, load_config, resolve_checkpoint
     from training.readable import require_positions, vocabulary_size
