@@ -5,8 +5,8 @@
     python benchmarks/matrix.py --quick --output /tmp/quick  # a few cells, the same each time; README is left alone
 
 {none, nf4, int8} x ZeRO {0, 1, 2, 3} x offload {none, optimizer, optimizer+param} x {1, 2} ranks x {2, 4, 20} classes,
-then DoRA, rsLoRA and bf16. Each cell trains a tiny random LLaMA for five steps; a new process puts the adapter on a
-fresh base with transformers and PEFT alone and compares the logits of the test split with predictions.parquet.
+then DoRA, rsLoRA, bf16 and fp16. Each cell trains a tiny random LLaMA for five steps; a new process puts the adapter
+on a fresh base with transformers and PEFT alone and compares the logits of the test split with predictions.parquet.
 Writes matrix.json and matrix.md into the output folder, and the tables into README.md.
 """
 
@@ -49,7 +49,9 @@ def all_cells() -> list[Cell]:
     ]
     for variant, quantization, stage in itertools.product(("dora", "rslora"), ("none", "nf4"), (2, 3)):
         cells.append(Cell(quantization=quantization, stage=stage, variant=variant))
-    return cells + [Cell(quantization="none", stage=stage, dtype="bf16") for stage in STAGES]
+    cells += [Cell(quantization="none", stage=stage, dtype="bf16") for stage in STAGES]
+    cells += [Cell(quantization="none", stage=stage, dtype="fp16") for stage in STAGES]
+    return cells + [Cell(quantization="nf4", stage=stage, dtype="fp16") for stage in (2, 3)]
 
 
 def quick_cells() -> list[Cell]:

@@ -16,6 +16,8 @@ OFFLOADS = ("none", "optimizer", "optimizer+param")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 VARIANTS = {
     "`--bf16`": {"dtype": "bf16", "quantization": "none"},
+    "`--fp16`": {"dtype": "fp16", "quantization": "none"},
+    "`--fp16`, nf4": {"dtype": "fp16", "quantization": "nf4"},
     "`--use_dora`": {"variant": "dora", "quantization": "none"},
     "`--use_dora`, nf4": {"variant": "dora", "quantization": "nf4"},
     "`--use_rslora`": {"variant": "rslora", "quantization": "none"},
@@ -29,7 +31,8 @@ REASONS = """\
 - PEFT and DeepSpeed: DoRA on a quantized base is refused under stage 3. PEFT replaces quantized weights that DeepSpeed
   has partitioned.
 - PEFT's documentation: ZeRO-3 + QLoRA + offload can use *more* GPU memory than without offload.
-- DeepSpeed: without ZeRO it would train bf16 weights without fp32 copies. Shoal takes stage 1 for stage 0 and says so.
+- DeepSpeed: without ZeRO it would train bf16 weights without fp32 copies. Shoal takes stage 1 for stage 0, in bf16 and
+  in fp16, and says so.
 - bitsandbytes: `bnb_4bit_quant_storage` must equal the dtype, or ZeRO-3 cannot partition nf4 weights; Shoal sets it.
 - bitsandbytes: on CPUs with AVX512-bf16, nf4 is multiplied in bf16 once a model is evaluated. Shoal switches that off;
   with it, your program's logits differ by up to {kernel} of the largest.
@@ -125,7 +128,7 @@ def differences(results: list[Result]) -> str:
         "|---|---|---|---|---|",
     ]
     kinds = {name: {"quantization": name, "dtype": "fp32"} for name in QUANTIZATIONS}
-    for name, wanted in {**kinds, "none, bf16": {"dtype": "bf16"}}.items():
+    for name, wanted in {**kinds, "none, bf16": {"dtype": "bf16"}, "fp16": {"dtype": "fp16"}}.items():
         compared = [result for result in select(results, **wanted) if "difference" in result]
         if compared:
             least = min(result["difference_without_lora"] for result in compared)
