@@ -232,7 +232,10 @@ def main() -> int:
             file.write(json.dumps(content) + "\n")
 
     if not arguments.smoke:  # what is loaded once, with the first model, counts towards none
-        measure(WARM_UP, card, 512)
+        try:
+            measure(WARM_UP, card, 512)
+        except Exception:  # what fails here fails in the builds of its kind too, which say so one by one
+            traceback.print_exc()
         card.cap(max(CAPS_GIB) * GIB)
         card.note_outside()
     for build in SMOKE if arguments.smoke else BUILDS:

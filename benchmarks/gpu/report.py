@@ -13,7 +13,7 @@ def markdown(results: Results) -> str:
     """Return results.md."""
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     parts = [f"# Shoal on {results['card']}"]
-    sections = {"tests": tests_section, "speed": speed_section, "memory": memory_section}
+    sections = {"checks": checks_section, "tests": tests_section, "speed": speed_section, "memory": memory_section}
     parts += [write(results[name], results["card"]) for name, write in sections.items() if name in results]
     facts = f"- Command: `{results['command']}`\n- Run {results['date']} on {results['hardware']}\n- {versions}"
     return "\n\n".join([*parts, facts]) + "\n"
@@ -22,6 +22,15 @@ def markdown(results: Results) -> str:
 def ending(part: Results) -> str:
     """Say how a part ended and how long it took."""
     return f"{part['ending'].capitalize()} after {part['seconds']:.0f} of at most {part['limit_seconds']:.0f} s."
+
+
+def checks_section(part: Results, _card: str) -> str:
+    """Return the checks in their order, and how each ended."""
+    rows = [
+        f"| {check['check']} | {'well' if check['ok'] else 'FAILED'} | {check['seconds']:.0f} |"
+        for check in part["checks"]
+    ]
+    return "\n\n".join(["## Checks", ending(part), "\n".join(["| check | ended | s |", "|---|---|---|", *rows])])
 
 
 def tests_section(part: Results, _card: str) -> str:

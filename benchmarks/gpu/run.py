@@ -1,6 +1,6 @@
-"""Everything that needs a CUDA GPU, in one command, without a network: tests, speed, memory.
+"""Everything that needs a CUDA GPU, in one command, without a network: checks, tests, speed, memory.
 
-    python3 -m benchmarks.gpu.run --output FOLDER                     # all three within 8 minutes
+    python3 -m benchmarks.gpu.run --output FOLDER                     # all of it within 8 minutes
     python3 -m benchmarks.gpu.run --output FOLDER --only memory       # one part, which then has all the time
     python3 -m benchmarks.gpu.run --output FOLDER --smoke             # tiny shapes; also on a CPU
 
@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.gpu.report import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARES = {"tests": 0.28, "speed": 0.40, "memory": 0.32}
+SHARES = {"checks": 0.20, "tests": 0.24, "speed": 0.30, "memory": 0.26}
 RESTART = 75
 GRACE_SECONDS = 5.0
 """Between the time a part is told and the time it is stopped."""
@@ -96,6 +96,8 @@ def read_part(part: str, output: Path) -> dict[str, Any]:
         return {"tests": dict(OUTCOME.findall(log))}
     file = output / f"{part}.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    if part == "checks":
+        return {"checks": list({line["check"]: line for line in lines}.values())}
     # The last line of a cell or build is its state.
     if part == "speed":
         return {"cells": list({(line["shape"], line["data"], line["side"]): line for line in lines}.values())}

@@ -23,8 +23,12 @@ def test_every_part_runs_and_is_reported(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, *words], cwd=CHECKOUT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    logs = {part: (tmp_path / "out" / f"{part}.log").read_text()[-2000:] for part in ("tests", "speed", "memory")}
+    logs = {
+        part: (tmp_path / "out" / f"{part}.log").read_text()[-2000:] for part in ("checks", "tests", "speed", "memory")
+    }
     assert {part: results[part]["ending"] for part in logs} == dict.fromkeys(logs, "finished"), logs
+    checks = results["checks"]["checks"]
+    assert len(checks) == 3 and all(check["ok"] for check in checks), checks
     assert set(results["tests"]["tests"].values()) == {"PASSED"} and len(results["tests"]["tests"]) == 4
     cells = {cell["side"]: cell for cell in results["speed"]["cells"]}
     assert set(cells) == {"shoal", "hf-tuned"}
