@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests"))
 from small_material import write_corpus, write_tiny_model  # noqa: E402
 
-POLL_SECONDS = 0.05
 ATTENTION = """
 import json, torch
 from training.varlen import varlen_works
@@ -89,23 +87,9 @@ def two_jobs_on_a_card(place: Workplace) -> dict[str, Any]:
     return {"ok": all(end["status"] == 0 for end in ends.values()), "jobs": ends}
 
 
-def resume_with_recomputation(place: Workplace) -> dict[str, Any]:
-    """A job that recomputes activations, asked to end after its first checkpoint, goes on from there."""
-    flags = ["--gradient_checkpointing", "--max_steps=200", "--save_steps=5"]
-    first = place.start("resumed", *flags)
-    while first.poll() is None and not list((place.folder / "resumed").glob("checkpoints/step-*")):
-        time.sleep(POLL_SECONDS)
-    first.send_signal(signal.SIGTERM)
-    first.wait()
-    end = place.end("resumed", place.start("resumed", *flags))
-    log = (place.folder / "resumed.log").read_text(encoding="utf-8", errors="replace")
-    return {"ok": end["status"] == 0 and "resuming after step" in log, "stopped_with": first.returncode, **end}
-
-
 CHECKS: dict[str, Callable[[Workplace], dict[str, Any]]] = {
     "attention": attention,
     "two jobs on a card, by number and by UUID": two_jobs_on_a_card,
-    "resume with recomputation": resume_with_recomputation,
 }
 
 

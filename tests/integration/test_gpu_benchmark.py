@@ -28,7 +28,7 @@ def test_every_part_runs_and_is_reported(tmp_path: Path) -> None:
     }
     assert {part: results[part]["ending"] for part in logs} == dict.fromkeys(logs, "finished"), logs
     checks = results["checks"]["checks"]
-    assert len(checks) == 3 and all(check["ok"] for check in checks), checks
+    assert len(checks) == 2 and all(check["ok"] for check in checks), checks
     assert set(results["tests"]["tests"].values()) == {"PASSED"} and len(results["tests"]["tests"]) == 4
     cells = {cell["side"]: cell for cell in results["speed"]["cells"]}
     assert set(cells) == {"shoal", "hf-tuned"}
