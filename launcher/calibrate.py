@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from launcher.doctor.nodes import Node, NodeError, read_cluster_file
 from launcher.expand import CHECKOUT
+from training.calibration.costs import Quantities
 from training.calibration.record import CardRecord
 from training.errors import EXIT_FAILED, ShoalError
 
@@ -64,7 +67,21 @@ def measure_here(tell: Any, *, short: bool = False) -> CardRecord:
         said = log.read().strip().splitlines()
     if "record" not in answer:
         raise ShoalError(f"the calibration failed: {answer.get('error') or (said[-1] if said else 'it said nothing')}")
-    return CardRecord.from_dict(answer["record"])
+    record = with_ray(CardRecord.from_dict(answer["record"]))
+    record.save()
+    return record
+
+
+def with_ray(record: CardRecord) -> CardRecord:
+    """Return the record with what Ray adds to the start of a rank: its own import, with as many at once."""
+    cores = len(os.sched_getaffinity(0))
+    started = time.perf_counter()
+    command = [sys.executable, "-c", "import ray"]
+    processes = [subprocess.Popen(command) for _ in range(max(1, cores // record.num_threads))]
+    for process in processes:
+        process.wait()
+    taken = Quantities(starts=time.perf_counter() - started)
+    return replace(record, costs={kind: costs + taken for kind, costs in record.costs.items()})
 
 
 def calibrate_cluster(cluster_file: Path) -> int:

@@ -147,6 +147,7 @@ def _add_calibrate(commands: Any) -> None:
     calibrate = commands.add_parser("calibrate", help="measure this machine's cards or CPU, for what plans say")
     calibrate.add_argument("--cluster", type=Path, metavar="FILE", help="measure each PC of Ray's cluster file")
     calibrate.add_argument("--short", action="store_true", help="a rough idea in a part of the time")
+    calibrate.add_argument("--show", action="store_true", help="print forecast against measured of all jobs seen")
     calibrate.set_defaults(command=_calibrate)
 
 
@@ -299,6 +300,10 @@ def _doctor(options: argparse.Namespace) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     from launcher.calibrate import calibrate, calibrate_cluster
 
+    if options.show:
+        from launcher.seen import show
+
+        return show()
     return calibrate_cluster(options.cluster) if options.cluster else calibrate(short=options.short)
 
 

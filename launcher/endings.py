@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from launcher.choose import Choice
 from launcher.expand import StudyJob
 from launcher.folder import StudyFolder
 from launcher.forecast import Planned
 from launcher.running import Failure, RunningJob, Unwanted, failure_of, result_of, smaller_plan, unsuccessful
+from launcher.seen import keep
 from launcher.state import JobState
 from launcher.table import StudyView
 from training.plan import RetryWith
@@ -32,7 +34,10 @@ class Endings:
             self.view.say(f"{running.job.name}: {RetryWith(plan)}")
             return True
         elif failure is None:
-            self._end(result_of(running, planned, self.restarts[running.job.name]))
+            result = result_of(running, planned, self.restarts[running.job.name])
+            self._end(result)
+            if isinstance(planned, Choice):
+                keep(running, planned, result, self.folder.root.name)
         elif self._goes_on(running, failure):
             return True
         else:

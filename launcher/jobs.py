@@ -225,6 +225,7 @@ class JobRunner:
         cards = " ".join(card.label for card in running.placement.cards)
         self.states[running.job.name].begin(cards, forecast.card_bytes or forecast.host_bytes)
         self.running[running.job.name] = running
+        running.resumes, running.began_at = self.folder.has_checkpoint(running.job), time.monotonic()
         self.folder.record_placement("start", running.placement)
         start_ranks(self.cluster, running, self.inbox, self.run_job)
 
@@ -261,6 +262,7 @@ class JobRunner:
         for actor in running.actors:
             self.ray.kill(actor)
         del self.running[running.job.name]
+        running.seconds = time.monotonic() - running.began_at
         self.folder.record_placement("end", running.placement)
         self._free(running)
         self.logs.begin(running)

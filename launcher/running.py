@@ -51,6 +51,11 @@ class RunningJob:
     """Of each rank's outcome, in rank order."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """Rank -> how it ended, for those that have."""
+    resumes: bool = False
+    """Whether it goes on from a checkpoint."""
+    began_at: float = 0.0
+    seconds: float = 0.0
+    """From the start of its ranks to their end, once they have ended."""
     goes_on: bool = False
     """Whether the job tries again already: only its logs are still wanted of this try."""
     unwanted: Unwanted | None = None
@@ -127,7 +132,9 @@ def smaller_plan(running: RunningJob) -> Plan | None:
 def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> RunResult:
     """Return the result of a job that ended well, with what the head knows of it."""
     known: dict[str, Any] = {}
+    expected: dict[str, float] = {}
     if isinstance(planned, Choice):
+        expected = {"expected_seconds": round(planned.seconds, 2)}
         memory = planned.forecast.memory
         known = {"forecast": {"card": memory.card, "host": memory.host}, "setting": planned.setting.to_dict()}
     return replace(
@@ -137,7 +144,7 @@ def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> Run
         fingerprint=fingerprint(running.job),
         restarts=restarts,
         **known,
-        placement=running.placement.to_dict(),
+        placement={**running.placement.to_dict(), "seconds": round(running.seconds, 2), **expected},
     )
 
 

@@ -50,7 +50,8 @@ class RunResult:
     setting: dict[str, Any] = field(default_factory=dict)
     """What it ran with of what the launcher may plan: deepspeed, num_ranks, gradient_checkpointing, batch sizes."""
     placement: dict[str, Any] = field(default_factory=dict)
-    """The launcher's: "cards" of the ranks, and what each rank had reserved, "card_gib" and "host_gib"."""
+    """The launcher's: "cards" of the ranks, what each rank had reserved, "card_gib" and "host_gib", "seconds" from the
+    start of the ranks to their end, and "expected_seconds"."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package -> version."""
     error: dict[str, str] = field(default_factory=dict)

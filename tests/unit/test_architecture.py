@@ -31,6 +31,7 @@ CONTRACT = {
     "training.forecast.memory_estimate",
     "training.calibration.costs",
     "training.calibration.record",
+    "training.calibration.seen",
 }
 """All that the head may know of training."""
 COMMANDS = {

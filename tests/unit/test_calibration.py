@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from launcher.cards import GIB
 from launcher.cost import CPU, expected_seconds
+from launcher.seen import show
 from training.calibration.costs import Quantities, Shape, evaluation_amounts, job_amounts, seconds, step_amounts
 from training.calibration.fit import fit
 from training.calibration.record import CardRecord, kind_of, read_record, records, this_cpu
+from training.calibration.seen import SeenJob, note, seen_jobs
 from training.forecast.memory_estimate import Work
 from training.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec
 
@@ -136,3 +140,30 @@ def test_jobs_are_planned_by_what_was_measured_and_else_by_guesses() -> None:
     assert guessed < 1000 < expected_seconds(SPEC, WORK, on_card=False, record=slow)
     nf4 = replace(SPEC, model=ModelSpec(quantization="nf4"))
     assert expected_seconds(nf4, WORK, on_card=False, record=slow) < 1000  # that kind was not measured
+
+
+def seen(**values: Any) -> SeenJob:
+    known: dict[str, Any] = {
+        "time": 1.0, "card": "CPU", "job": "study/job", "kind": "fp32 none", "num_ranks": 1, "forecast_bytes": 2 * GIB,
+        "bytes": GIB, "expected_seconds": 20.0, "seconds": 30.0, "time_was_measured": True,
+    }  # fmt: skip
+    return SeenJob(**(known | values))
+
+
+def test_jobs_seen_are_shown_by_card(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert show() == 0 and "No job has been seen yet" in capsys.readouterr().out
+    other = seen(card="NVIDIA GeForce RTX 3060", job="other/one", time_was_measured=False, seconds=10.0)
+    for job in (seen(), seen(job="study/went-on", seconds=0.0), other):
+        note(job)
+    path = Path(os.environ["SHOAL_CACHE"]) / "calibration" / "jobs.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"card": "half a line\n')  # a power cut
+    assert seen_jobs() == [seen(), seen(job="study/went-on", seconds=0.0), other]
+    assert show() == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "CPU: 2 jobs seen" in text and "NVIDIA GeForce RTX 3060: 1 jobs seen" in text
+    assert "study/went-on 1 fp32 none 2.00 1.00 20.0 went on measured" in text
+    assert "memory, measured over forecast: median 0.50, 0.50 to 0.50" in text
+    assert "taken over expected by measured costs: median 1.50, 1.50 to 1.50" in text
+    assert "taken over expected by assumed costs: median 0.50, 0.50 to 0.50" in text
