@@ -16,6 +16,7 @@ import pytest
 from conftest import CHECKOUT, read_report, write_study
 
 from launcher.run import run_study
+from training.calibration.seen import seen_jobs
 from training.errors import UserError
 
 
@@ -42,6 +43,12 @@ def test_a_failing_job_stops_no_other_and_a_second_run_repeats_only_it(workplace
     assert "ValueError: the stand-in fails" in by_name["raises"]["error"]["message"]
     assert "about to fail" in by_name["raises"]["error"]["log_tail"]
     assert by_name["killed"]["error"]["message"].startswith("rank 1: its process died")
+    jobs_seen = {job.job: job for job in seen_jobs()}
+    assert {"tiny/good-seed0", "tiny/good-seed1", "tiny/wide", "tiny/killed-once"} <= set(jobs_seen)
+    good = jobs_seen["tiny/good-seed0"]
+    assert good.seconds > 0 and good.expected_seconds > 0 and good.forecast_bytes > 0 and not good.time_was_measured
+    assert jobs_seen["tiny/killed-once"].seconds == 0  # of its last try alone
+    assert "tiny/killed" not in jobs_seen
     restarts = {name: len(job["restarts"]) for name, job in by_name.items()}
     assert restarts == dict.fromkeys(by_name, 0) | {"killed": 1, "killed-once": 1, "raises": 1}
     for rank in (0, 1):  # of the try that was killed, named after its time, and of the last

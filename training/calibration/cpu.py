@@ -37,8 +37,9 @@ TOGETHER = (
     Setting(hidden=512, layers=2, num_ranks=2, sizes=FEW, file="zero3"),
 )
 SHORT = (
-    *(Setting(hidden=128, layers=6, dtype=dtype, quantization=base, sizes=FEW) for dtype, base in KINDS),
+    Setting(hidden=128, layers=6, sizes=FEW),
     Setting(hidden=256, layers=2, sizes=FEW),
+    Setting(hidden=128, layers=6, sizes=FEW, quantization="nf4"),
     Setting(hidden=256, layers=2, sizes=FEW, file="zero3"),
 )
 """Instead of `ALONE` where a rough idea is enough."""
