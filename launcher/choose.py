@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from launcher.board import Request, placed_alone, room_for
 from launcher.cards import Card, CardKind, Node
-from launcher.cost import cpu_record, expected_seconds, measured_costs
+from launcher.cost import expected_seconds, measured_costs, record_of
 from launcher.expand import StudyJob
 from launcher.fit import equal_cards, explain, request
 from launcher.links import link_of_ranks
@@ -94,7 +94,7 @@ def choose(
     fits first is returned. Raises UserError for what the trainer refuses under every setting.
     """
     search = _Search(job, ask, cards, nodes, on_card=on_card, precision=precision)
-    record = None if on_card else cpu_record()
+    record = record_of(cards, on_card=on_card)
     options = [
         Option(
             setting=setting,

@@ -7,13 +7,14 @@ benchmarks/planned_time.py whether jobs take what was planned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from launcher.cards import CardKind
+from launcher.cards import Card, CardKind
 from launcher.links import Link
 from launcher.speed import REFERENCE_TFLOPS, tflops
 from training.calibration.costs import Quantities, Shape, job_amounts, seconds
-from training.calibration.record import CardRecord, kind_of, read_record, this_cpu
+from training.calibration.record import CardRecord, card_record, kind_of, read_record, this_cpu
 from training.forecast.memory_estimate import Work
 from training.spec import JobSpec
 
@@ -68,6 +69,14 @@ def costs_on(kind: CardKind | None, precision: str) -> Quantities:
     Cards differ in how fast they multiply; how fast bytes come and kernels start is the PC's."""
     factor = REFERENCE_TFLOPS / tflops(kind, precision) if kind else 1.0
     return replace(CARD, operations=CARD.operations * factor, evaluated_operations=CARD.evaluated_operations * factor)
+
+
+def record_of(cards: Sequence[Card], *, on_card: bool) -> CardRecord | None:
+    """Return what was measured of what jobs run on, where that is one kind of card, or this machine's CPU."""
+    if not on_card:
+        return cpu_record()
+    names = {card.name for card in cards}
+    return card_record(names.pop()) if len(names) == 1 else None
 
 
 def expected_seconds(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launcher.calibrate import measure_new_cards
 from launcher.cluster import Cluster
 from launcher.early_stopping import EarlyStops, check_early_stopping
 from launcher.expand import StudyJob, expand
@@ -125,6 +126,8 @@ def _run_on_ray(
                 on_one_pc = [card for card in cluster.cards if card.node_id == cluster.head_node_id]
                 if cluster.on_card and len(on_one_pc) > 1 and (why := why_too_small(free_mib(), os.environ)):
                     view.say(f"ranks on several cards of this PC will fail: {why}")
+            if cluster.on_card and not cluster.joined and run_job is None:
+                measure_new_cards(view.say)
             scratch = scratch_folder(folder.root)
             metrics = StudyMetrics(study.name, states)
             runner = JobRunner(

@@ -7,12 +7,14 @@ of layers it knows; names and parameters stay, so saving and loading notice noth
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.calibration.kernels import LORA, RMS_NORM
 from training.fused_lora import fuse_lora
 
 ROTARY_ATTENTION = {
@@ -21,14 +23,16 @@ ROTARY_ATTENTION = {
 """Attention layers whose module's `apply_rotary_pos_emb` is LLaMA's."""
 
 
-def fuse_layers(model: nn.Module) -> None:
-    """Give LoRA layers and RMS norms of a loaded model their fast forward and backward."""
-    fuse_lora(model)
+def fuse_layers(model: nn.Module, off: Collection[str] = ()) -> None:
+    """Give LoRA layers and RMS norms of a loaded model their fast forward and backward, but for those that are `off`,
+    by the names of training.calibration.kernels."""
+    if LORA not in off:
+        fuse_lora(model)
     part: Any
     for part in model.modules():
         if type(part).__name__ in ROTARY_ATTENTION:
             fuse_rotary(part)
-        elif type(part).__name__.endswith("RMSNorm") and hasattr(part, "variance_epsilon"):
+        elif type(part).__name__.endswith("RMSNorm") and hasattr(part, "variance_epsilon") and RMS_NORM not in off:
             part.forward = FusedRMSNorm(part)
 
 

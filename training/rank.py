@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from training.calibration.switches import switched_off
 from training.checkpoint import Checkpoint
 from training.deepspeed_config import (
     fill_auto,
@@ -169,7 +170,12 @@ def build_run(
     packed = can_pack(material.config, spec.data.max_seq_length)
     if packed:
         use_packed_attention(peft_model)
-    fuse_layers(peft_model)
+    off = switched_off(device)
+    if off:
+        report(
+            f"wrong on this device by its calibration, so not used where there is another way: {', '.join(sorted(off))}"
+        )
+    fuse_layers(peft_model, off)
     recompute_activations(peft_model, plan.recomputed_layers)
     parameters = list(peft_model.parameters())
     facts = {

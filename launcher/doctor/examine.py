@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launcher.doctor.checks import check_machine
 from launcher.doctor.compare import check_clocks, check_links, compare, unreachable
-from launcher.doctor.findings import LEVELS, Finding, error
+from launcher.doctor.findings import LEVELS, Finding, error, ok
 from launcher.doctor.links import measure
 from launcher.doctor.machine import Facts
 from launcher.doctor.nodes import ClusterFile, Node, NodeError, read_cluster_file, this_machine
@@ -20,6 +20,7 @@ from launcher.doctor.stack import Stack
 from launcher.doctor.sums import check_sum_here, check_sums_between
 from launcher.joining import address_of
 from launcher.links import keep_speeds
+from training.calibration.record import card_record, read_record, this_cpu
 
 FACTS_SECONDS = 60.0
 STACK_SECONDS = 900.0
@@ -66,7 +67,17 @@ def examine_machine(node: Node, tell: Tell) -> list[Finding]:
     if any(finding.check in ("torch", "cuda") and finding.level == "error" for finding in findings):
         return findings  # two ranks would meet the same
     tell("letting two ranks add up numbers (seconds; two minutes at most)")
-    return [*findings, check_sum_here(node, facts)]
+    return [*findings, measured(node.name, facts), check_sum_here(node, facts)]
+
+
+def measured(name: str, facts: Facts) -> Finding:
+    """Return whether plans know how fast this machine's cards, or its CPU, are."""
+    cards = {card["name"]: card_record(card["name"]) for card in facts["gpus"]["cards"]} or {
+        "the CPU": read_record(*this_cpu())
+    }
+    known = [f"{card} measured on {record.date}" for card, record in cards.items() if record]
+    assumed = [f"{card} assumed (shoal calibrate measures it)" for card, record in cards.items() if not record]
+    return ok("speed", name, "; ".join([*known, *assumed]))
 
 
 def examine_cluster(cluster: ClusterFile, tell: Tell) -> list[Finding]:

@@ -11,8 +11,11 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from training.calibration.costs import Quantities, seconds
 from training.calibration.fit import Table, fit
+from training.calibration.kernels import check_kernels, wrong_kernels
 from training.calibration.material import save_model
 from training.calibration.processes import Models, Tell, measure_alone, measure_together, preload
 from training.calibration.products import product_cost
@@ -68,7 +71,8 @@ def measure_cpu(tell: Tell, *, short: bool) -> CardRecord:
         if number > 1 and not short:
             rows += measure_together(TOGETHER, models, threads, number, tell)
         costs = fit(rows, {"fp32": product_cost("fp32")})
-        tell("a small job")
+        tell("kernels, and a small job")
+        kernels = check_kernels(torch.device("cpu"), torch.float32)
         one = run_small(models, threads, ranks=1, jobs=number, folder=Path(folder))
         tell("a small job of several ranks")
         two = run_small(models, threads, ranks=2, jobs=1, folder=Path(folder)) if number > 1 and not short else None
@@ -76,7 +80,7 @@ def measure_cpu(tell: Tell, *, short: bool) -> CardRecord:
     name, driver = this_cpu()
     return CardRecord(
         name=name, driver=driver, torch=version("torch"), date=date.today().isoformat(), num_threads=threads,
-        seconds=time.perf_counter() - started, costs=costs,
+        seconds=time.perf_counter() - started, costs=costs, kernels=kernels, wrong=wrong_kernels(kernels, torch.float32),
         job={"expected_seconds": expected, "seconds": one.seconds, "bytes": float(one.memory_bytes)},
     )  # fmt: skip
 

@@ -84,7 +84,7 @@ def _lora(device: torch.device, dtype: torch.dtype) -> Iterator[Pair]:
     wide = [_leaf(part.float()) for part in (x, a, b)]
     expected = F.linear(wide[0], weight.float()) + 0.5 * F.linear(F.linear(wide[0], wide[1]), wide[2])
     yield ours.detach(), expected.detach()
-    ours.float().square().sum().backward()  # type: ignore[no-untyped-call]
+    ours.float().square().sum().backward()
     expected.square().sum().backward()  # type: ignore[no-untyped-call]
     for mine, right in zip(there, wide, strict=True):
         assert mine.grad is not None and right.grad is not None

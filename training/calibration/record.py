@@ -91,9 +91,8 @@ def kind_of(dtype: str, quantization: str) -> str:
 
 def record_path(name: str, driver: str, torch: str) -> Path:
     """Return where the record of such a card is kept."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:40]
     key = hashlib.sha256(f"{name} {driver} {torch}".encode()).hexdigest()[:12]
-    return cache_dir() / "calibration" / f"{plain}-{key}.json"
+    return cache_dir() / "calibration" / f"{_plain(name)[:40]}-{key}.json"
 
 
 def read_record(name: str, driver: str, torch: str | None = None) -> CardRecord | None:
@@ -114,6 +113,18 @@ def records() -> list[CardRecord]:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue
     return found
+
+
+def card_record(name: str) -> CardRecord | None:
+    """Return what was measured last, under the installed torch, of a card that NVML or a Ray label calls so."""
+    torch = version("torch")
+    found = [each for each in records() if _plain(each.name) == _plain(name) and each.torch == torch]
+    return max(found, key=lambda each: (each.date, each.driver), default=None)
+
+
+def _plain(name: str) -> str:
+    """Return a card's name as it is in file names; Ray's labels leave out other characters too."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
 
 
 def this_cpu() -> tuple[str, str]:

@@ -26,6 +26,7 @@ from training.calibration.costs import (
     loading_amounts,
     step_amounts,
 )
+from training.calibration.products import DTYPES
 from training.calibration.record import kind_of
 from training.checkpoint_writer import CheckpointWriter
 from training.deepspeed_config import (
@@ -118,7 +119,7 @@ def _measure_one(
     """Yield the rows of one setting."""
     spec = setting.spec(model)
     config, source = read_deepspeed_config(spec.deepspeed)
-    dtype = torch.bfloat16 if setting.dtype == "bf16" else torch.float32
+    dtype = DTYPES[setting.dtype]
     plan = Plan.of(spec)
     filled = fill_auto(
         config, source, spec.training, world_size=ranks.world_size, dtype=dtype, cuda=device.type == "cuda"
