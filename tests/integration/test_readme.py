@@ -28,10 +28,10 @@ STUDY = [line for line in readme_commands() if line.startswith(("shoal plan", "s
 AFTERWARDS = [line for line in readme_commands() if line.startswith(("shoal predict", "shoal merge", "shoal export"))]
 SHOWN_ELSEWHERE = (
     "make ", "shoal run studies/demo.yaml", "shoal report outputs/demo",
-    "shoal doctor", "shoal status", "shoal cancel", "shoal serve",
+    "shoal doctor", "shoal calibrate", "shoal status", "shoal cancel", "shoal serve",
 )  # fmt: skip
-"""`make demo` and what follows it are run by test_demo below, the last four by test_doctor_here, test_two_studies and
-test_serve; `make test` runs this."""
+"""`make demo` and what follows it are run by test_demo below, the last five by test_doctor_here, test_calibrate,
+test_two_studies and test_serve; `make test` runs this."""
 
 
 def test_every_command_is_covered() -> None:

@@ -80,7 +80,8 @@ def measure_cpu(tell: Tell, *, short: bool) -> CardRecord:
     name, driver = this_cpu()
     return CardRecord(
         name=name, driver=driver, torch=version("torch"), date=date.today().isoformat(), num_threads=threads,
-        seconds=time.perf_counter() - started, costs=costs, kernels=kernels, wrong=wrong_kernels(kernels, torch.float32),
+        seconds=time.perf_counter() - started, costs=costs,
+        kernels=kernels, wrong=wrong_kernels(kernels, torch.float32),
         job={"expected_seconds": expected, "seconds": one.seconds, "bytes": float(one.memory_bytes)},
     )  # fmt: skip
 
