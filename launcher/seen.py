@@ -20,6 +20,9 @@ from training.result import RunResult
 MOST_LINES = 30
 """Jobs of a card that are listed, the newest; the summary is of all."""
 
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""What a result calls a precision -> what a study does."""
+
 
 def keep(running: RunningJob, choice: Choice, result: RunResult, study: str) -> None:
     """Keep a job that succeeded beside what was forecast of it."""
@@ -32,7 +35,7 @@ def keep(running: RunningJob, choice: Choice, result: RunResult, study: str) -> 
             time=round(time.time(), 3),
             card=first.name if on_card else "CPU",
             job=f"{study}/{result.name}",
-            kind=kind_of(str(result.model.get("dtype", "")), str(result.model.get("quantization", ""))),
+            kind=kind_of(DTYPES.get(result.model.get("dtype", ""), "?"), str(result.model.get("quantization", "?"))),
             num_ranks=result.num_ranks,
             forecast_bytes=forecast.card_bytes if on_card else forecast.host_bytes,
             bytes=memory.get("gpu_bytes" if on_card else "host_bytes", 0),
