@@ -234,7 +234,7 @@ def test_a_merged_model_is_an_ordinary_one(
 
     tokenizer = AutoTokenizer.from_pretrained(merged)
     model = AutoModelForSequenceClassification.from_pretrained(merged).eval()
-    assert model.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+    assert model.dtype == {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
     assert [model.config.id2label[index] for index in range(3)] == ["kitchen", "music", "sea"]
     assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     inputs = tokenizer(

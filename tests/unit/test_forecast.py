@@ -163,6 +163,20 @@ def test_recomputing_leaves_fewer_activations_from_the_first_step_on(
     assert activations[1] < 0.6 * activations[0]
 
 
+def test_fp16_on_a_card_keeps_no_scores_of_all_pairs_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cards without bf16 attend, whose heads share keys; and its overflow flag, which has no value here, is off."""
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
+    config = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_labels": 3, "pad_token_id": 0,
+    }  # fmt: skip
+    spec = spec_of(per_device_train_batch_size=1, per_device_eval_batch_size=1)
+    spec = replace(spec, data=replace(spec.data, max_seq_length=2048))
+    estimate = forecast(spec, config, shape_of(spec, None, None, 1), dtype="fp16", world_size=1, on_card=True)
+    scores = 2 * 4 * 2048**2  # of one layer
+    assert 0 < estimate.card["activations"] < scores
+
+
 def test_a_model_the_trainer_refuses_is_refused_as_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path))
     config = {
