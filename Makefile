@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
 
-# Installed once, and again whenever pyproject.toml changes.
+# Installed once, and again whenever pyproject.toml changes: where there is an NVIDIA card, with the PyTorch that its
+# driver can run.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check $$($(PYTHON) training/cuda/torch_build.py) -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -175,9 +175,12 @@ def visible_gpus(found: Sequence[LocalCard], visible: str | None) -> list[LocalC
     return [card for card in found if is_allowed(card) and card.mib >= LEAST_MIB]
 
 
-def local_cards(declared: Sequence[float] | None) -> list[LocalCard]:
-    """Return this machine's cards, virtual ones where it has no GPU; `declared` is a study's cards_gib."""
-    real = gpus()
+def local_cards(declared: Sequence[float] | None, *, virtual: bool = False) -> list[LocalCard]:
+    """Return this machine's cards, virtual ones where it has no GPU or where `virtual` ones are asked for.
+
+    `declared` is a study's cards_gib.
+    """
+    real = [] if virtual else gpus()
     if real:
         return real
     if declared is None:

@@ -28,10 +28,12 @@ NODE_ID_LABEL = "ray.io/node-id"
 class Cluster:
     """Ray, connected. `stop` ends what we started and leaves a joined cluster running."""
 
-    def __init__(self, address: str | None, virtual_cards_gib: Sequence[float] | None, name: str) -> None:
+    def __init__(
+        self, address: str | None, virtual_cards_gib: Sequence[float] | None, name: str, *, virtual: bool = False
+    ) -> None:
         """Start Ray here, or join the cluster at `address` (or $RAY_ADDRESS). Raises UserError where that fails.
 
-        `name` is what Ray's dashboard calls the study.
+        `name` is what Ray's dashboard calls the study. `virtual` cards are used also where there are real ones.
         """
         # Ray would hide the cards from workers that asked for none by num_gpus; we assign cards ourselves.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -50,11 +52,12 @@ class Cluster:
                 }
             },
         }
-        context = join(str(address), **quiet) if self.joined else start_local(local_cards(virtual_cards_gib), quiet)
+        cards = [] if self.joined else local_cards(virtual_cards_gib, virtual=virtual)
+        context = join(str(address), **quiet) if self.joined else start_local(cards, quiet)
         # Ray installs a SIGTERM handler of its own; ours is Ctrl-C's.
         signal.signal(signal.SIGTERM, _interrupt)
         self.dashboard_url: str | None = context.dashboard_url or None
-        self.kind: bool | None = None
+        self.kind: bool | None = True if virtual else None
         self.silent_before: frozenset[str] = frozenset()
         """Nodes that did not answer when they were asked last."""
         self.cards, self.nodes = self.look([])

@@ -28,8 +28,8 @@ def print_plan(study_file: Path, cards_text: str | None, *, as_json: bool) -> in
     without it those of this machine, or the study's virtual ones.
     """
     named = read_cards(cards_text) if cards_text else []
-    study, jobs = read_jobs(study_file)
-    cards = named or as_planned(local_cards(study.cards_gib))
+    study, jobs = read_jobs(study_file, on_own_cards=not named)
+    cards = named or as_planned(local_cards(study.cards_gib, virtual=study.virtual_cards))
     on_card = not cards[0].is_virtual
     host_gib = math.inf if named else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     nodes = {"here": Node(node_id="here", host="here", total_gib=host_gib, host_gib=host_gib, cores=len(cards))}

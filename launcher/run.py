@@ -24,15 +24,21 @@ from launcher.status import StatusFile
 from launcher.study import Study, load_study
 from launcher.table import StudyView
 from launcher.worker import RunJob, scratch_folder
+from training.cuda.fitness import require_fitting_torch
 from training.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from training.network.shared_memory import free_mib, why_too_small
 
 OUTPUTS = Path("outputs")
 
 
-def read_jobs(study_file: Path) -> tuple[Study, list[StudyJob]]:
-    """Return the study and all its jobs, checked. Raises UserError with all that is wrong."""
+def read_jobs(study_file: Path, *, on_own_cards: bool) -> tuple[Study, list[StudyJob]]:
+    """Return the study and all its jobs, checked. Raises UserError with all that is wrong.
+
+    `on_own_cards`: whether they are for this machine, whose cards must then be usable.
+    """
     study = load_study(study_file)
+    if on_own_cards and not study.virtual_cards:
+        require_fitting_torch()
     jobs = expand(study, OUTPUTS)
     check_early_stopping(study, jobs)
     return study, jobs
@@ -44,7 +50,8 @@ def run_study(study_file: Path, *, address: str | None = None, run_job: RunJob |
     `address` names a Ray cluster to join. `run_job` takes the rank program's place in tests.
     Raises UserError for bad input before anything starts.
     """
-    study, jobs = read_jobs(study_file)
+    address = address or os.environ.get("RAY_ADDRESS")
+    study, jobs = read_jobs(study_file, on_own_cards=address in (None, "", "local"))
     folder = StudyFolder(OUTPUTS / study.name)
     console = Console()
     with folder.locked():
@@ -109,7 +116,7 @@ def _run_on_ray(
     """Start or join Ray, run the waiting jobs, leave no process behind."""
     previous = signal.getsignal(signal.SIGTERM)
     early_stops = EarlyStops(study.early_stopping, jobs, folder)  # before what stopped a job is forgotten
-    cluster = Cluster(address, study.cards_gib, f"Shoal study {study.name}")
+    cluster = Cluster(address, study.cards_gib, f"Shoal study {study.name}", virtual=study.virtual_cards)
     try:
         for job in waiting:
             folder.begin(job)
@@ -117,7 +124,7 @@ def _run_on_ray(
             sizes = ", ".join(f"{card.name and f'{card.kind}, '}{gib_text(card.gib)} GiB" for card in cluster.cards)
             view.say(f"{len(waiting)} of {len(jobs)} jobs to run on {len(cluster.cards)} cards ({sizes})")
             if cluster.virtual_cards_unused:
-                view.say("cards_gib is left aside: this machine or cluster has cards")
+                view.say("cards_gib is left aside: there are other cards. virtual_cards: true takes them all the same")
             if cluster.dashboard_url:
                 token = " (it asks for this machine's token: ray get-auth-token)" if token_file().exists() else ""
                 view.say(f"Ray dashboard: http://{cluster.dashboard_url}{token}")

@@ -2,6 +2,7 @@
 
 name: agnews                     # default: the file's name
 cards_gib: [8, 8]                # virtual cards, for a machine without GPUs
+virtual_cards: false             # true: on these also where there are GPUs
 priority: 0                      # on a cluster with other studies: the larger goes first
 early_stopping: {grace_epochs: 1, reduction_factor: 3}   # hopeless settings are not trained to their end
 max_failures: 3                  # how often a job may die and go on from its newest checkpoint
@@ -85,6 +86,8 @@ class Study:
     """The file, as the user gave it."""
     cards_gib: list[float] | None = None
     """Virtual cards of these sizes in GiB, for a machine without GPUs: a rank on one trains on the CPU."""
+    virtual_cards: bool = False
+    """Virtual cards also where there are GPUs, which are left alone."""
     max_failures: int = 3
     """How often a job may lose a rank (killed, its PC gone) or crash, and go on from its newest checkpoint."""
     early_stopping: EarlyStopping | None = None

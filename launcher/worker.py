@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.inbox import RayRecorder
+from training.cuda.fitness import require_fitting_torch
 from training.errors import ShoalError, UserError
 from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port
@@ -75,6 +76,7 @@ class RankActor:
         place = Ranks(**ranks, master_addr=address[0], master_port=address[1])
         os.environ.update(place.environment())
         try:
+            require_fitting_torch()  # the head's own were asked before, another PC's were not
             recorder: Recorder = SilentRecorder()
             if place.is_main:
                 recorder = sender = RayRecorder(inbox, spec.name)

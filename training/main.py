@@ -22,6 +22,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
+from training.cuda.fitness import require_fitting_torch  # noqa: E402
 from training.disk import alone_in  # noqa: E402
 from training.errors import (  # noqa: E402
     EXIT_FAILED,
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     is_main = os.environ.get("RANK", "0") == "0"
     try:
         spec = parse_flags(sys.argv[1:] if arguments is None else arguments, warn=None if is_main else _silent)
+        require_fitting_torch()
         folder = Path(spec.output_dir).expanduser()
         finished = finished_result(folder, spec)
         if finished is not None:

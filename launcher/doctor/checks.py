@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.doctor.findings import Finding, error, ok, warning
-from launcher.doctor.machine import Card, Facts
+from launcher.doctor.machine import Facts, Gpus
 from launcher.doctor.stack import Stack
+from training.cuda.torch_build import DRIVERS, driver_for, fitting_torch
+from training.cuda.visible import names_uuids
 from training.network.shared_memory import why_too_small
 
 GIB = 2**30
@@ -16,9 +18,6 @@ LOW_MEMORY_BYTES = 4 * GIB
 """A rank's libraries and Ray take about 1.5 GiB before there is any model."""
 PYTHONS = ("3.10", "3.11", "3.12")
 """pyproject.toml's requires-python."""
-DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
-"""CUDA's major version -> the oldest Linux driver for it (NVIDIA, CUDA Toolkit release notes, "CUDA Toolkit and Minimum
-Required Driver Version for CUDA Minor Version Compatibility")."""
 P2P_DRIVER = "550.40.07"
 """Older ones say that cards of the RTX 40 series reach each other directly, and NCCL hangs: accelerate's
 check_cuda_p2p_ib_support has the same bound."""
@@ -33,6 +32,7 @@ def check_machine(node: str, facts: Facts, stack: Stack | None) -> list[Finding]
         *_disks(node, facts),
         _memory(node, facts),
         *_gpus(node, facts, stack),
+        *_visible(node, facts),
         *([] if stack is None else [_cpu_adam(node, facts, stack)]),
     ]
 
@@ -107,7 +107,7 @@ def _gpus(node: str, facts: Facts, stack: Stack | None) -> list[Finding]:
     cards = ", ".join(f"{card['name']} ({card['memory_bytes'] / GIB:.1f} GiB)" for card in gpus["cards"])
     findings = [ok("nvml", node, f"driver {gpus['driver']}, {cards}")]
     if stack is not None:
-        findings += _cuda(node, gpus["driver"], gpus["cards"], stack)
+        findings += _cuda(node, gpus, stack)
     if sum(P2P_SERIES in card["name"] for card in gpus["cards"]) > 1 and _parts(gpus["driver"]) < _parts(P2P_DRIVER):
         if facts["nccl_p2p_disable"]:
             findings.append(ok("p2p", node, "NCCL_P2P_DISABLE=1, as these cards and this driver need it"))
@@ -132,21 +132,38 @@ def _shared_memory(node: str, facts: Facts) -> list[Finding]:
     return [error("shared_memory", node, fact, fix)]
 
 
-def _cuda(node: str, driver: str, cards: Sequence[Card], stack: Stack) -> list[Finding]:
+def _visible(node: str, facts: Facts) -> list[Finding]:
+    """Whether CUDA_VISIBLE_DEVICES can be read by all that read it."""
+    visible = facts["visible_devices"]
+    if not names_uuids(visible):
+        return []
+    fact = f"CUDA_VISIBLE_DEVICES is {visible}: Shoal takes UUIDs, the `deepspeed` command ends with a ValueError"
+    fix = "For that command write numbers, in the order of `nvidia-smi`: CUDA_DEVICE_ORDER=PCI_BUS_ID "
+    return [warning("visible", node, fact, fix + "CUDA_VISIBLE_DEVICES=0, or call `python training/main.py`.")]
+
+
+def _cuda(node: str, gpus: Gpus, stack: Stack) -> list[Finding]:
+    driver, cards = gpus["driver"], gpus["cards"]
+    runs = gpus["cuda_major"] or next(
+        (major for major, oldest in sorted(DRIVERS.items(), reverse=True) if _parts(driver) >= _parts(oldest)), 0
+    )
+    fitting = fitting_torch(runs, [(card["compute_capability"][0], card["compute_capability"][1]) for card in cards])
+    install = f".venv/bin/pip install {fitting}" if fitting else f"update NVIDIA's driver to {driver_for(12)}"
     if not stack["cuda"]:
-        fix = "Install its CUDA build, which is pip's usual one on Linux: pip install --force-reinstall torch"
-        return [error("cuda", node, "PyTorch is a build for CPUs, and there are NVIDIA cards", fix)]
-    needed = DRIVERS.get(stack["cuda"].split(".")[0])
-    if needed is not None and _parts(driver) < _parts(needed):
-        fact = f"driver {driver} is too old for PyTorch's CUDA {stack['cuda']}, which needs {needed}"
-        return [error("cuda", node, fact, "Update NVIDIA's driver, or install PyTorch for an older CUDA.")]
+        fact = "PyTorch is a build for CPUs, and there are NVIDIA cards"
+        return [error("cuda", node, fact, f"In the checkout: {install}")]
+    needed = int(stack["cuda"].split(".")[0])
+    if runs < needed:
+        fact = f"driver {driver} is too old for PyTorch's CUDA {stack['cuda']}, which needs {driver_for(needed)}"
+        fix = f"Update it (Ubuntu: sudo ubuntu-drivers install){f'; or in the checkout: {install}' if fitting else '.'}"
+        return [error("cuda", node, fact, fix)]
     findings = [
         error(
             "cuda",
             node,
             f"{card['name']} (sm_{''.join(map(str, card['compute_capability']))}) is none of the cards PyTorch was "
             f"built for: {' '.join(stack['architectures'])}",
-            "Install a PyTorch built for it: for an older card, one for an older CUDA.",
+            f"Install a PyTorch built for it, in the checkout: {install}",
         )
         for card in cards
         if not supports(stack["architectures"], card["compute_capability"])

@@ -70,6 +70,8 @@ class Gpus(TypedDict):
     error: str
     """Why NVML does not answer; "" where it does."""
     driver: str
+    cuda_major: int
+    """The newest CUDA that the driver runs; 0 where it does not say."""
     cards: list[Card]
 
 
@@ -102,6 +104,8 @@ class Facts(TypedDict):
     nccl_shm_disable: bool
     shared_memory_mib: int | None
     """Free in /dev/shm; None where there is none."""
+    visible_devices: str
+    """CUDA_VISIBLE_DEVICES."""
 
 
 def look() -> Facts:
@@ -130,6 +134,7 @@ def look() -> Facts:
         "nccl_p2p_disable": os.environ.get("NCCL_P2P_DISABLE", "0") == "1",
         "nccl_shm_disable": os.environ.get("NCCL_SHM_DISABLE", "0") == "1",
         "shared_memory_mib": _shared_memory_mib(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
 
 
@@ -227,7 +232,8 @@ def _gpus() -> Gpus:
     try:
         import pynvml
     except ImportError:
-        return {"devices": devices, "error": "its Python bindings are not installed", "driver": "", "cards": []}
+        missing = "its Python bindings are not installed"
+        return {"devices": devices, "error": missing, "driver": "", "cuda_major": 0, "cards": []}
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -240,9 +246,11 @@ def _gpus() -> Gpus:
             for handle in handles
         ]
         driver = pynvml.nvmlSystemGetDriverVersion()
+        cuda_major = pynvml.nvmlSystemGetCudaDriverVersion() // 1000
     except pynvml.NVMLError as problem:
-        return {"devices": devices, "error": str(problem), "driver": "", "cards": []}
-    return {"devices": max(devices, len(cards)), "error": "", "driver": driver, "cards": cards}
+        return {"devices": devices, "error": str(problem), "driver": "", "cuda_major": 0, "cards": []}
+    found = max(devices, len(cards))
+    return {"devices": found, "error": "", "driver": driver, "cuda_major": cuda_major, "cards": cards}
 
 
 def _read(path: Path) -> str:

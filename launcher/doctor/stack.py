@@ -38,7 +38,8 @@ def look() -> Stack:
             problem = str(reason).strip().splitlines()[0]
     return {
         "cuda": torch.version.cuda or "",
-        "architectures": torch.cuda.get_arch_list(),
+        # torch.cuda.get_arch_list() says nothing where the card cannot be used, until 2.10.
+        "architectures": (torch._C._cuda_getArchFlags() or "").split() if torch.version.cuda else [],
         "cuda_problem": problem,
         "cpu_adam_obstacle": _cpu_adam_obstacle(),
     }

@@ -87,7 +87,7 @@ def test_a_study_command(line: str) -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    """The demo study with fewer samples and one seed: real training of one and of two ranks, and what it leaves."""
+    """The demo study with fewer samples and one seed: real training, plain and sharded, and what it leaves."""
     study = (CHECKOUT / "studies" / "demo.yaml").read_text(encoding="utf-8")
     small = re.sub(r"max_train_samples: \d+", "max_train_samples: 160", study)
     small = small.replace("seed: [0, 1, 2]", "seed: [0]")
@@ -101,11 +101,11 @@ def test_demo(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "outputs/demo/report.json").read_text())
     jobs = {job["name"]: job for job in report["jobs"]}
     assert {name: job["status"] for name, job in jobs.items()} == {
-        "lora-zero2-seed0": "succeeded", "nf4-zero3-2ranks-seed0": "succeeded",
+        "lora-zero2-seed0": "succeeded", "nf4-zero3-seed0": "succeeded",
     }  # fmt: skip
-    wide = jobs["nf4-zero3-2ranks-seed0"]
-    assert wide["num_ranks"] == 2 and wide["model"]["zero_stage"] == 3
-    assert wide["model"]["quantization"] == "nf4" and wide["model"]["offload_param"]
+    sharded = jobs["nf4-zero3-seed0"]
+    assert sharded["model"]["quantization"] == "nf4" and sharded["model"]["zero_stage"] == 3
+    assert sharded["model"]["offload_param"]
     assert any("TF-IDF" in item["name"] for item in report["baselines"])
     for name in jobs:
         folder = tmp_path / "outputs/demo/jobs" / name

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -127,7 +127,12 @@ def install(argument: str) -> None:
 def _believe_in_cuda(module: ModuleType, cuda: str) -> None:
     """Have the checks of driver and cards take the installed CPU build for one with CUDA."""
     real = module.installed_torch
-    module.installed_torch = lambda: module.replace(real(), cuda=cuda)
+    module.installed_torch = lambda: replace(real(), version=_build(real().version, cuda), cuda=cuda)
+
+
+def _build(version: str, cuda: str) -> str:
+    """What PyTorch calls its own build of a release for a CUDA: 2.13.0+cu130."""
+    return f"{version.partition('+')[0]}+cu{cuda.replace('.', '')}"
 
 
 def replace_functions(pynvml: ModuleType, inventory: Inventory) -> None:

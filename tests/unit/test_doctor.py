@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -49,15 +50,16 @@ def facts(**changed: Any) -> Facts:
         "ports": [{"number": port, "taken": False, "owner": ""} for port in (6379, 8265)],
         "disks": [{"path": "/tmp", "free_bytes": 50 * GIB}], "available_memory_bytes": 16 * GIB,
         "compiler": "/usr/bin/c++", "has_ninja": True, "has_python_header": True,
-        "gpus": {"devices": 0, "error": "no driver", "driver": "", "cards": []}, "nccl_p2p_disable": False,
         "nccl_shm_disable": False, "shared_memory_mib": 8192,
+        "gpus": {"devices": 0, "error": "no driver", "driver": "", "cuda_major": 0, "cards": []},
+        "nccl_p2p_disable": False, "visible_devices": "",
     }  # fmt: skip
     assert set(changed) <= set(healthy)
     return {**healthy, **changed}  # type: ignore[typeddict-item]
 
 
 def gpus(*cards: Card, driver: str = "570.86.15", problem: str = "", devices: int = 1) -> Gpus:
-    return {"devices": devices, "error": problem, "driver": driver, "cards": list(cards)}
+    return {"devices": devices, "error": problem, "driver": driver, "cuda_major": 0, "cards": list(cards)}
 
 
 def amiss(findings: list[Finding]) -> list[tuple[str, str, str]]:
@@ -208,6 +210,30 @@ def test_a_pytorch_that_does_not_start(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_cards_that_cannot_be_used(changed: dict[str, Any], stack: Stack, check: str) -> None:
     assert amiss(alone(stack, **changed)) == [("error", "pc", check)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "stack", "mend"),
+    [
+        (gpus(CARD), STACK, "torch===2.10.0"),
+        (gpus(CARD, driver="580.95.05"), STACK, "torch===2.13.0"),
+        (gpus(CARD, driver="570.86.15"), {**CUDA, "cuda": "13.0"}, "580.65.06 or later|Ubuntu.*torch===2.10.0"),
+        (gpus({**CARD, "compute_capability": [6, 1]}), CUDA, r"torch===2.13.0\+cu126"),
+    ],
+)
+def test_the_mend_names_a_pytorch_that_runs_there(changed: Gpus, stack: Stack, mend: str) -> None:
+    (found,) = [finding for finding in alone(stack, gpus=changed) if finding.level != "ok"]
+    assert re.search(mend, found.fix)
+
+
+def test_under_wsl2_the_driver_is_windows_and_is_asked_for_cuda() -> None:
+    found: Gpus = {**gpus(CARD, driver="577.00"), "cuda_major": 13}
+    assert amiss(alone({**CUDA, "cuda": "13.0"}, gpus=found)) == []
+
+
+def test_uuids_are_not_for_the_deepspeed_command() -> None:
+    assert amiss(alone(visible_devices="0,1")) == []
+    assert amiss(alone(visible_devices="GPU-6f1c2d3e")) == [("warning", "pc", "visible")]
 
 
 def test_p2p_harms_nobody_with_one_card_or_where_it_is_off() -> None:
