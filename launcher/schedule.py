@@ -175,7 +175,9 @@ class Scheduler:
             if placement is None and without_room < MOST_HOLDS:
                 hold = self._hold(without_room, request, held, now)
                 # On cards where it ends no later than if it waited; where nothing runs, nobody is to be waited for.
-                placement = self._find(request, held, now, hold.ends(now) if self.running else float("inf"))
+                placement = self._find(request, held, now, hold.ends(now))
+                if placement is None and not self.running:
+                    placement = self._find(request, held, now, float("inf"))
                 if placement is None:
                     held |= dict.fromkeys(hold.keys, hold)
                     without_room += bool(hold.keys)

@@ -69,7 +69,6 @@ def test_a_card_without_the_kernel_for_many_lengths_needs_more(tmp_path: Path) -
         ampere, emulated, turing = process.submit(forecasts, tmp_path).result()
     assert emulated.card["base weights"] == ampere.card["base weights"]
     assert turing.card["base weights"] > 1.9 * ampere.card["base weights"]
-    assert emulated.card["activations"] > ampere.card["activations"]
     assert turing.card["activations"] > ampere.card["activations"]
 
 
