@@ -29,15 +29,18 @@ def write_corpus(path: Path, rows: int, seed: int) -> None:
             file.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
 
 
-def write_tiny_model(folder: Path) -> None:
-    """Write a LLaMA of two layers with random weights and a tokenizer of words, in Hugging Face layout."""
+def write_tiny_model(folder: Path, **changes: int) -> None:
+    """Write a LLaMA of two layers with random weights and a tokenizer of words, in Hugging Face layout.
+
+    `changes` are of its configuration.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     save_word_tokenizer(sorted({word for text in TOPICS.values() for word in text.split()} | set(FILLERS)), folder)
     torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, **changes}
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=64, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

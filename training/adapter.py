@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from training.disk import flush
 from training.errors import VerificationError
+from training.memory import is_out_of_memory
 from training.packing import pool_chunks
 from training.tokens import TokenizedSplit
 
@@ -71,7 +73,16 @@ def reloaded_logits(
 
     Transformers' own forward pass, padding and pooling, as a user's program would run it.
     """
-    model = PeftModel.from_pretrained(base, str(folder)).to(device).eval()
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except (KeyError, RuntimeError) as error:  # a tensor that is missing, or of another shape
+        if is_out_of_memory(error):
+            raise
+        raise VerificationError(
+            f"{folder} does not load onto its base: {error}. The adapter is not usable; please report this with "
+            "job.yaml."
+        ) from error
+    model = model.to(device).eval()
     return padded_logits(model, split, num_texts, device, batch_size)
 
 
@@ -80,16 +91,23 @@ def padded_logits(
     model: Any, split: TokenizedSplit, num_texts: int, device: torch.device, batch_size: int
 ) -> npt.NDArray[np.float32]:
     """Return logits [num_texts, num_labels] of the first texts from transformers' own forward pass and pooling."""
+    batches = padded_batches(split, num_texts, device, batch_size, model.config.pad_token_id)
+    logits = [model(**batch).logits.float().cpu() for batch in batches]
+    return pool_chunks(torch.cat(logits), [len(text) for text in split.lengths[:num_texts]]).numpy()
+
+
+def padded_batches(
+    split: TokenizedSplit, num_texts: int, device: torch.device, batch_size: int, pad_token_id: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield input_ids and attention_mask [rows, T] of the first texts' chunks, `batch_size` rows at a time."""
     texts = split.lengths[:num_texts]
     rows = torch.split(torch.from_numpy(split.pack(range(num_texts))), [length for text in texts for length in text])
-    logits = []
     for start in range(0, len(rows), batch_size):
         batch = list(rows[start : start + batch_size])
-        input_ids = pad_sequence(batch, batch_first=True, padding_value=model.config.pad_token_id).to(device)
+        input_ids = pad_sequence(batch, batch_first=True, padding_value=pad_token_id).to(device)
         lengths = torch.tensor([len(row) for row in batch], device=device)
         attention_mask = (torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]).long()
-        logits.append(model(input_ids=input_ids, attention_mask=attention_mask).logits.float().cpu())
-    return pool_chunks(torch.cat(logits), [len(text) for text in texts]).numpy()
+        yield {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def compare_logits(

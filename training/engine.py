@@ -15,6 +15,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from training.card_memory.pinned import pin_layers, pins_parameters, unpinned
 from training.cuda.visible import let_deepspeed_read_uuids
 from training.deepspeed_config import blames_settings, fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
@@ -151,8 +152,13 @@ def _quiet_output() -> Iterator[None]:
             sys.stdout = stdout
 
 
-def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Return the DeepSpeed engine; ZeRO-3 partitions what is still whole here."""
+def start_engine(
+    model: PackedClassifier,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    report: Callable[[str], None] = lambda _: None,
+) -> Any:
+    """Return the DeepSpeed engine; ZeRO-3 partitions what is still whole here. `report` hears what is amiss."""
     import deepspeed
 
     parameters = list(trainable_parameters(model).values())
@@ -162,7 +168,11 @@ def start_engine(model: PackedClassifier, optimizer: torch.optim.Optimizer, conf
     if "fp16" in config:
         allow_fp16()
     with _refusals(), _quiet_output():  # DeepSpeed prints the memory in use at each stage of its start
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=parameters, config=config)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, model_parameters=parameters, config=unpinned(config)
+        )
+    if pins_parameters(config) and not pin_layers(model):
+        report("some offloaded weights are not in pinned memory, of which this system gives no more: steps are slower")
     scaler = scaler_of(engine)
     if scaler is not None:
         scaler.raise_error_at_min_scale = False  # training.loss_scale says what to do
@@ -200,7 +210,7 @@ def zero3_partition(config: dict[str, Any]) -> Callable[[nn.Parameter], None] | 
     if zero_stage(config) != 3:
         return None
     with _refusals():
-        zero = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=config)
+        zero = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=unpinned(config))
 
     def partition(parameter: nn.Parameter) -> None:
         # What zero.Init does with a module's parameters, but for the broadcast of rank 0's values: it would make each

@@ -7,31 +7,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from training import __version__
-from training.adapter import check_saved_values, compare_logits, reloaded_logits, save_adapter
+from training.adapter import check_saved_values, save_adapter
+from training.card_memory.release import release
 from training.engine import load_trainable
 from training.evaluation import compute_metrics
 from training.material import Material
 from training.memory import memory_watched, peak_memory_bytes
-from training.model import load_base
 from training.model_card import write_model_card
 from training.plan import Plan
 from training.predictions import write_predictions
-from training.pretrained import load_config
 from training.ranks import Ranks
 from training.recorder import Recorder
 from training.result import RunResult, write_json
 from training.run import TrainingRun, TrainingState
 from training.spec import JobSpec
+from training.verification.verify import verify_adapter
 
 ADAPTER = "adapter"
-
-VERIFIED_TEXTS = 8
-"""Texts whose logits are compared after reloading the adapter."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "deepspeed", "datasets", "scikit-learn")
 
@@ -60,6 +56,7 @@ def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcom
         save_adapter(run.engine.module.classifier, weights, material.tokenizer, material.config, run.workdir / ADAPTER)
         check_saved_values(run.workdir / ADAPTER, weights)
     run.engine.destroy()
+    release(run.engine)  # the base comes once more to verify the adapter, and ZeRO-3 would keep this one
     samples = min(state.step * run.global_batch_size, round(state.step / run.steps_per_epoch * len(run.train)))
     return Outcome(
         logits=logits,
@@ -91,10 +88,13 @@ def conclude(
 ) -> RunResult:
     """Prove that the saved adapter loads, write predictions and result. Rank 0 alone, the model gone from memory."""
     folder = workdir / ADAPTER
-    # A base that was trained in slices or from host memory may not fit a card whole.
-    place = torch.device("cpu") if facts["zero_stage"] == 3 else device
-    batch_size = plan.per_device_eval_batch_size  # what fits; padded, it takes about what it takes packed
-    verified = verify_adapter(spec, material, folder, outcome.logits["validation"], place, batch_size)
+    token_budget = (
+        plan.per_device_eval_batch_size * spec.data.max_seq_length
+    )  # what fits; padded it takes about as much
+    verified = verify_adapter(
+        spec, material, folder, outcome.logits["validation"], device, token_budget, is_cut=facts["zero_stage"] == 3
+    )
+    peak_memory = {name: max(size, outcome.peak_memory[name]) for name, size in peak_memory_bytes().items()}
     corpus = material.corpus
     texts = {"validation": corpus.validation, "test": corpus.test}
     evaluated = {name: (split, outcome.logits[name]) for name, split in texts.items() if split is not None}
@@ -113,7 +113,7 @@ def conclude(
         validation=metrics["validation"],
         test=metrics.get("test", {}),
         train=outcome.train_facts,
-        peak_memory=outcome.peak_memory,
+        peak_memory=peak_memory,
         data=material.corpus.facts,
         model=facts,
         adapter=verified,
@@ -127,17 +127,3 @@ def conclude(
     recorder.event("result", validation=result.validation, test=result.test)
     recorder.save("result.json", workdir / "result.json")
     return result
-
-
-def verify_adapter(
-    spec: JobSpec, material: Material, folder: Path, trained: Any, device: torch.device, batch_size: int
-) -> dict[str, Any]:
-    """Reload the saved adapter onto a fresh base and compare logits; raise VerificationError on a difference."""
-    split = material.splits["validation"]
-    num_texts = min(VERIFIED_TEXTS, len(split))
-    config = load_config(spec.model, material.checkpoint, material.corpus.label_names, material.corpus.problem_type)
-    config.pad_token_id = material.tokenizer.pad_token_id
-    torch.cuda.empty_cache()
-    base = load_base(spec.model, material.checkpoint, config, material.dtype, device)
-    reloaded = reloaded_logits(base, folder, split, num_texts, device, batch_size)
-    return compare_logits(reloaded, np.asarray(trained[:num_texts]), material.dtype)

@@ -7,7 +7,8 @@ of layers it knows; names and parameters stay, so saving and loading notice noth
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +39,26 @@ def fuse_layers(model: nn.Module, off: Collection[str] = ()) -> None:
 
 def fuse_rotary(attention: nn.Module) -> None:
     """Rotate queries and keys in fewer passes, in all models of the family of this attention layer."""
-    family = sys.modules[type(attention).__module__]
-    family.apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+    family: Any = sys.modules[type(attention).__module__]
+    if family.apply_rotary_pos_emb is not rotate:
+        plain_rotations[family.__name__] = family.apply_rotary_pos_emb
+    family.apply_rotary_pos_emb = rotate
+
+
+plain_rotations: dict[str, Callable[..., Any]] = {}
+"""Module of a family that `fuse_rotary` has changed -> its own function."""
+
+
+@contextmanager
+def plain_rotary() -> Iterator[None]:
+    """Within this context all families rotate with their own function: what checks ours must not use it."""
+    for name, own in plain_rotations.items():
+        sys.modules[name].apply_rotary_pos_emb = own  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name in plain_rotations:
+            sys.modules[name].apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
 
 
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,47 @@ class StoredTensor:
     dtype: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenBase:
+    """A base of which no weight has been read, and where in the checkpoint each of them lies."""
+
+    model: Any
+    """The classifier; its stored weights are on the meta device, all else is there."""
+    sources: dict[str, StoredTensor]
+    """Parameter of the model -> its tensor in the checkpoint."""
+    dtype: torch.dtype
+
+    def owner(self, name: str) -> tuple[nn.Module, str]:
+        """Return the module that holds a parameter, and the parameter's name in it."""
+        module, _, attribute = name.rpartition(".")
+        return self.model.get_submodule(module), attribute
+
+
+def open_base(
+    checkpoint: str,
+    revision: str,
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    head: str,
+    quantization: BitsAndBytesConfig | None,
+    place: torch.device,
+) -> OpenBase | None:
+    """Return a base to be read from its checkpoint, its fresh head and its buffers on `place`.
+
+    Layers are prepared to be quantized on `device`. Returns None for what cannot be read weight by weight.
+    """
+    if not _is_plain(checkpoint, config):
+        return None
+    files = _checkpoint_files(checkpoint, revision)
+    model = skeleton(checkpoint, config, dtype, device, quantization)
+    sources = _match(model, _stored_tensors(files), head) if files and _is_plain_model(model, head) else None
+    if sources is None:
+        return None
+    _initialize_rest(model, set(sources), place)
+    return OpenBase(model=model, sources=sources, dtype=dtype)
+
+
 def stream_base(
     checkpoint: str,
     revision: str,
@@ -59,16 +100,12 @@ def stream_base(
 
     With `partition` all weights but the head's are cut as they come. Returns None for what this cannot load.
     """
-    if not _is_plain(checkpoint, config):
-        return None
-    files = _checkpoint_files(checkpoint, revision)
-    model = skeleton(checkpoint, config, dtype, device, quantization)
-    sources = _match(model, _stored_tensors(files), head) if files and _is_plain_model(model, head) else None
-    if sources is None:
-        return None
     # As from_pretrained has it: DeepSpeed or the caller moves what is not quantized.
     place = torch.device("cpu") if quantization is None else device
-    _initialize_rest(model, set(sources), place)
+    base = open_base(checkpoint, revision, config, dtype, device, head, quantization, place)
+    if base is None:
+        return None
+    model, sources = base.model, base.sources
     open_files: dict[str, Any] = {}
     for name in sorted(sources, key=lambda name: -model.get_parameter(name).numel()):
         # The largest first: what a conversion takes for a moment adds to the little that is there yet.
@@ -76,7 +113,8 @@ def stream_base(
         is_large = model.get_parameter(name).numel() > QUANTIZED_AT_ONCE
         plain = type(model.get_parameter(name)) is nn.Parameter  # not bitsandbytes'
         stays_mapped = plain and partition is None and FLOATS[source.dtype] == dtype
-        parameter = _fill(model, name, _read(source, open_files if stays_mapped else None), dtype, place)
+        tensor = read_stored(source, open_files if stays_mapped else None)
+        parameter = fill(*base.owner(name), tensor, dtype, place)
         if partition is not None and not name.startswith(f"{head}."):
             partition(parameter)
         if is_large:
@@ -175,7 +213,7 @@ def _initialize_rest(model: Any, stored: set[str], place: torch.device) -> None:
     model.initialize_weights()
 
 
-def _read(source: StoredTensor, open_files: dict[str, Any] | None) -> Tensor:
+def read_stored(source: StoredTensor, open_files: dict[str, Any] | None) -> Tensor:
     """Return a tensor as a view of the mapped file.
 
     A weight that is used as it is stored stays such a view, as with from_pretrained: pages that all ranks share. For
@@ -188,19 +226,18 @@ def _read(source: StoredTensor, open_files: dict[str, Any] | None) -> Tensor:
     return open_files[source.file].get_tensor(source.key)  # type: ignore[no-any-return]
 
 
-def _fill(model: Any, name: str, tensor: Tensor, dtype: torch.dtype, place: torch.device) -> nn.Parameter:
-    """Put a tensor of the checkpoint in its place, in the precision the layer holds it in."""
+def fill(layer: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, place: torch.device) -> nn.Parameter:
+    """Put a tensor of the checkpoint in its place in a layer, in the precision the layer holds it in."""
     from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
 
-    layer = model.get_submodule(name.rpartition(".")[0])
-    is_weight = name.endswith(".weight")
+    is_weight = name == "weight"
     if is_weight and isinstance(layer, Linear4bit):
         parameter = _quantize_4bit(layer, tensor, dtype, place)
     elif is_weight and isinstance(layer, Linear8bitLt):
         parameter = Int8Params(tensor.to(dtype), requires_grad=False, has_fp16_weights=False).to(place)
     else:
         parameter = nn.Parameter(tensor.to(place, dtype), requires_grad=False)
-    _set(model, name, parameter)
+    setattr(layer, name, parameter)
     return parameter
 
 

@@ -194,7 +194,7 @@ def build_run(
         report(f"ZeRO stage 1 instead of 0: {facts['dtype']} needs its fp32 copies, or small updates are lost")
     optimizer = build_optimizer(classifier, spec.training, deepspeed_config, report)
     facts["optimizer"] = type(optimizer).__name__
-    engine = start_engine(classifier, optimizer, deepspeed_config)
+    engine = start_engine(classifier, optimizer, deepspeed_config, report)
     global_batch_size = plan.per_device_train_batch_size * plan.gradient_accumulation_steps * ranks.world_size
     if checkpoint is not None and checkpoint.global_batch_size != global_batch_size:
         report(f"keeping the checkpoint's global batch of {checkpoint.global_batch_size} (now {global_batch_size})")

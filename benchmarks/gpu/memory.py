@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 import warnings
-from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.gpu.card import Card
 from benchmarks.gpu.fits import Peak, largest_batches
 from benchmarks.gpu.random_model import partitioner, random_classifier
 from benchmarks.gpu.shapes import NUM_LABELS, SHAPES, llama_config, weight_bytes
+from training.card_memory.release import release
 from training.deepspeed_config import fill_auto, fit_buckets, read_deepspeed_config
 from training.engine import build_optimizer, start_engine, start_process_group, trainable_parameters
 from training.ranks import Ranks
@@ -136,36 +136,11 @@ class Trainer:
         """Give the memory back."""
         if self.engine is not None:
             self.engine.destroy()
-            empty(self.engine)
+            release(self.engine)
         self.engine = None
         F.linear = LINEAR  # ZeRO-3 replaces it for good, and ZeRO-2 is to be measured with torch's own
         gc.collect()
         self.card.free_host_memory()
-
-
-def empty(engine: Any) -> None:
-    """Let go of all tensors: ZeRO-3's hooks keep model and optimizer themselves for as long as the process lives."""
-    for part in engine.module.modules():
-        if hasattr(part, "quant_state"):
-            part.quant_state = None
-    held: list[Any] = [vars(engine.optimizer), vars(engine.basic_optimizer)]
-    for parameter in engine.module.parameters():
-        parameter.grad = None
-        held += [parameter, vars(parameter)]
-    seen: set[int] = set()
-    while held:
-        value = held.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            value.data = torch.empty(0, dtype=value.dtype, device=value.device)
-        elif isinstance(value, dict):
-            held += value.values()
-        elif isinstance(value, (list, tuple, deque)):
-            held += value
-        elif hasattr(value, "absmax"):  # nf4's scales
-            value.absmax = None
 
 
 def weights_on_card(build: Build) -> int:

@@ -13,6 +13,8 @@ from training.linear_4bit import adapt_4_bit_layers
 from training.loading import Partition, skeleton
 from training.model import HEAD, quantization_config, require_head
 from training.spec import ModelSpec
+from training.verification.layers import hold_one_layer
+from training.verification.verify import prepared
 
 
 def fake_base(
@@ -29,26 +31,57 @@ def fake_base(
 
     `begin` hears of each weight's kind before it is made.
     """
-    quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
-    with _disable_current_modes():
-        model = skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
+    model = _skeleton(spec, checkpoint, config, dtype)
     require_head(model, spec, config)
     for name, parameter in sorted(model.named_parameters(), key=lambda named: -named[1].numel()):
         layer_name, _, attribute = name.rpartition(".")
         layer = model.get_submodule(layer_name)
         begin(f"{attribute} {tuple(parameter.shape)}")
-        fake = _fake_parameter(layer, attribute, parameter, dtype, device)
-        setattr(layer, attribute, fake)
+        fake = fill(layer, attribute, parameter, dtype, device)
         if partition is not None and spec.quantization != "int8" and not name.startswith(f"{HEAD}."):
             partition(fake)
+    _fake_buffers(model, device)
+    adapt_4_bit_layers(model)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def fake_base_in_layers(
+    spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype, device: torch.device, live: Any
+) -> Any:
+    """Return what `training.verification.verify.base_in_layers` returns; weights that come are counted by `live`."""
+    model = _skeleton(spec, checkpoint, config, dtype)
+    _fake_buffers(model, device)
+    empty = dict(model.named_parameters())
+    fill(model.score, "weight", model.score.weight, dtype, device)
+
+    def bring(owner: nn.Module, attribute: str, name: str) -> None:
+        with live:
+            fill(owner, attribute, empty[name], dtype, device)
+
+    hold_one_layer(model, [name for name in empty if not name.startswith(f"{HEAD}.")], bring, device)
+    return prepared(model)
+
+
+def _skeleton(spec: ModelSpec, checkpoint: str, config: Any, dtype: torch.dtype) -> Any:
+    quantization = None if spec.quantization == "none" else quantization_config(spec.quantization, dtype)
+    with _disable_current_modes():
+        return skeleton(checkpoint, config, dtype, torch.device("cpu"), quantization)
+
+
+def _fake_buffers(model: Any, device: torch.device) -> None:
     for name, buffer in list(model.named_buffers()):
         layer_name, _, attribute = name.rpartition(".")
         model.get_submodule(layer_name)._buffers[attribute] = torch.empty(
             buffer.shape, dtype=buffer.dtype, device=device
         )
-    adapt_4_bit_layers(model)
-    model.requires_grad_(False)
-    return model.eval()
+
+
+def fill(layer: Any, attribute: str, parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """Put a fake parameter in its place, as `load_base` makes it of this one of the skeleton."""
+    fake = _fake_parameter(layer, attribute, parameter, dtype, device)
+    setattr(layer, attribute, fake)
+    return fake
 
 
 def _fake_parameter(
@@ -59,20 +92,20 @@ def _fake_parameter(
 
     shape = parameter.shape
     if attribute == "weight" and isinstance(layer, Linear4bit):
-        return _in_4_bits(layer, shape, dtype, device)
+        return _in_4_bits(layer, parameter, dtype, device)
     if attribute == "weight" and isinstance(layer, Linear8bitLt):
         return _in_8_bits(shape, dtype, device)
     return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
 
-def _in_4_bits(layer: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+def _in_4_bits(layer: Any, old: Any, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     """nf4: half a byte a weight, held in `dtype`, and the fp32 maximum of each block.
 
     bitsandbytes' Params4bit wraps no fake tensor; its layers ask the weight for a few attributes only.
     """
     from bitsandbytes.functional import QuantState
 
-    old = layer.weight
+    shape = old.shape
     packed = torch.empty(shape.numel() // 2 // dtype.itemsize, 1, dtype=dtype, device=device)
     absmax = torch.empty(-(-shape.numel() // old.blocksize), dtype=torch.float32, device=device)
     state = QuantState(

@@ -212,7 +212,7 @@ def _add_up(simulation: Simulation, spec: JobSpec, *, dtype: str, world_size: in
     """Add what a simulation does not show."""
     phases = simulation.largest()
     kept, written = (4 if dtype == "fp32" else 2) * simulation.trained, 12 * simulation.trained
-    for name in ("training", "evaluation", "saving"):
+    for name in ("training", "evaluation", "saving", "verifying"):
         phases[name].setdefault("host", {})[KEPT] = kept
     phases["saving"]["host"][WRITTEN] = written
     if dtype != "fp32" or _content(spec).get("zero_optimization", {}).get("stage"):

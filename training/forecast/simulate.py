@@ -14,22 +14,28 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from training import rank
+from training.adapter import padded_batches
 from training.batches import StepPlan
+from training.card_memory import pinned
+from training.card_memory.release import release
 from training.cpu_attention import causal_mask
 from training.deepspeed_config import fill_auto, read_deepspeed_config, zero_stage
 from training.engine import release_gathered, trainable_parameters
 from training.evaluation import to_device
-from training.forecast.base import fake_base, stand_ins
+from training.forecast.base import fake_base, fake_base_in_layers, stand_ins
 from training.forecast.depth import Peaks, Simulation, mark_layers
 from training.forecast.estimate import Shape
 from training.forecast.live import LiveBytes
 from training.forecast.world import CARD, fake_world
+from training.fused import plain_rotary
 from training.loop import optimizer_step
+from training.model import add_adapter
 from training.optimizer_state import parameter_shape
 from training.plan import Plan
 from training.recorder import SilentRecorder
 from training.spec import SINGLE_LABEL, JobSpec
 from training.tokens import TokenizedSplit
+from training.verification.verify import MOST_TEXTS, texts_of_a_pass
 
 BASE, ADAPTER, OPTIMIZER = "base weights", "adapter and head", "optimizer states"
 MASKS = "attention masks"
@@ -77,6 +83,11 @@ def simulate(
         _train(run, phases, list(largest_steps(shape, world_size)), shape, zero_stage(filled))
         trained = [parameter_shape(each).numel() for each in trainable_parameters(run.engine.module).values()]
         run.engine.destroy()
+        release(run.engine)
+        del run, layers
+        live.restart()
+        _verify(spec, config, dtype, shape, device, live)
+        phases.end("verifying")
     return Simulation(
         peaks=phases.peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card
     )  # fmt: skip
@@ -124,6 +135,21 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
     evaluate()  # under ZeRO-3 as the last one, of the best weights put back
 
 
+def _verify(
+    spec: JobSpec, config: Any, dtype: torch.dtype, shape: Shape, device: torch.device, live: LiveBytes
+) -> None:
+    """Do what training.verification does, with an adapter that was never saved."""
+    budget = spec.training.per_device_eval_batch_size * spec.data.max_seq_length
+    texts = texts_of(sorted(shape.evaluation, reverse=True)[:MOST_TEXTS])
+    num_texts, batch_size = texts_of_a_pass(texts.lengths, budget)
+    base = fake_base_in_layers(spec.model, "", config, dtype, device, live.because(BASE))
+    with live.because(ADAPTER):
+        model = add_adapter(base, spec.lora, dtype).to(device).eval()
+    with torch.no_grad(), plain_rotary():
+        for batch in padded_batches(texts, num_texts, device, batch_size, 0):
+            model(**batch).logits.float().cpu()
+
+
 START_ENGINE: Callable[..., Any] = rank.start_engine  # type: ignore[attr-defined]
 
 
@@ -140,6 +166,7 @@ def follow_start(live: LiveBytes) -> None:
 
     start = _within(live.at("engine"), START_ENGINE)
     rank.start_engine = _within(live.because(OPTIMIZER), start)  # type: ignore[attr-defined]
+    pinned.locked_pages = _within(live.because(BASE), pinned.locked_pages)
     Offload._convert_to_zero_parameters = _within(live.at("partitioning"), Offload._convert_to_zero_parameters)
 
 

@@ -6,6 +6,7 @@ For a process that does nothing else: torch, DeepSpeed and the trainer stay chan
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ def _change_libraries() -> None:
     import deepspeed
 
     import training.engine
+    from training.card_memory import pinned
 
     for name in CHECKED_BY:
         importlib.import_module(f"deepspeed.runtime.zero.{name}").assert_ints_same_as_other_ranks = _agree  # type: ignore[attr-defined]
@@ -66,6 +68,12 @@ def _change_libraries() -> None:
     nn.Module._apply = _apply_in_place  # type: ignore[method-assign]
     # torch's AdamW keeps what CPUAdam keeps, which reads memory by its address.
     training.engine.cpu_adam_obstacle = lambda: "memory is forecast"
+    pinned.locked_pages = _pages
+
+
+def _pages(size: int) -> tuple[Tensor, bool]:
+    """Stand in for pages that CUDA has locked: whole ones."""
+    return torch.empty(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE, dtype=torch.uint8)[:size], True
 
 
 def _agree(_values: list[int]) -> None:
@@ -125,6 +133,13 @@ def _register_card() -> None:
     sdpa: Any = training.sdpa
     sdpa.attention_on_card = card_kernels.efficient_attention
     fused.rms_norm_on_card = card_kernels.rms_norm
+    own = torch.nn.functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        fits = query.device.type == CARD and not torch.is_grad_enabled()
+        return (card_kernels.attention if fits else own)(query, *arguments, **options)
+
+    torch.nn.functional.scaled_dot_product_attention = attention
 
 
 def _by_way_of_cpu(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -159,7 +174,10 @@ def _card_accelerator() -> Any:
             return tensor.device.type == CARD
 
         def pin_memory(self, tensor: Tensor, align_bytes: int = 1) -> Tensor:
-            return tensor.clone()
+            """PyTorch's allocator of pinned memory gives blocks of a power of two."""
+            size = tensor.numel() * tensor.element_size()
+            block = torch.empty(1 << max(0, size - 1).bit_length(), dtype=torch.uint8)
+            return block[:size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
         def is_pinned(self, tensor: Tensor) -> bool:
             return tensor.device.type == "cpu"
