@@ -24,7 +24,7 @@ from launcher.inventory import unreserved
 from launcher.metrics import StudyMetrics
 from launcher.others import Rivals
 from launcher.preparation import Preparation
-from launcher.running import CANCELLED, RunningJob, Unwanted, failure_of, start_ranks
+from launcher.running import CANCELLED, RunningJob, Unwanted, asked_again, failure_of, start_ranks
 from launcher.schedule import Scheduler
 from launcher.state import OPEN, JobState
 from launcher.status import StatusFile
@@ -227,7 +227,7 @@ class JobRunner:
         self.running[running.job.name] = running
         running.resumes, running.began_at = self.folder.has_checkpoint(running.job), time.monotonic()
         self.folder.record_placement("start", running.placement)
-        start_ranks(self.cluster, running, self.inbox, self.run_job)
+        start_ranks(self.cluster, running, self.inbox, self.run_job, self.scheduler.board)
 
     def _take_rank(self, running: RunningJob, rank: int) -> None:
         """Note how a rank ended; end the job with the last of them, or with the first that failed."""
@@ -276,8 +276,8 @@ class JobRunner:
         """Let a job wait for cards once more."""
         name = running.job.name
         self.states[name].status = "waiting"
-        if running.actors:  # what it has trained is of this precision
-            self.asked[name] = running.placement.request
+        if running.actors:  # what it has trained is of this precision; more of the card, where that was short
+            self.asked[name] = asked_again(running)
         if room_for(self.asked[name], *unreserved(self.cluster.cards, self.cluster.nodes)):
             self.waiting[name] = running.job
             self.scheduler.submit(self.asked[name])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from launcher.board import Placement
+from launcher.board import TOLERANCE, Board, Placement, Request
+from launcher.cards import Card
 from launcher.choose import Choice
 from launcher.cluster import Cluster
 from launcher.expand import StudyJob
@@ -66,8 +67,23 @@ class RunningJob:
         return [ref for rank, ref in enumerate(self.refs) if rank not in self.outcomes]
 
 
-def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJob | None) -> None:
-    """Start the actors of a job, one a rank."""
+LEAST_JOB_GIB = 0.7
+"""What any job takes of a card: CUDA's context, cuBLAS's workspace and the least slack of PyTorch's allocator."""
+
+
+def limit_of(placement: Placement, card: Card, board: Board) -> float | None:
+    """Return the GiB that a rank of a job on the board may use of its card; None for all of it.
+
+    A job that is alone on a card which has no room for another is not limited: what no other could use is no other's,
+    and a forecast that is a little low does not fail beside it.
+    """
+    alone = board.num_jobs.get(card.key, 0) <= 1 and card.gib >= card.size - TOLERANCE
+    crowded = board.free_gib.get(card.key, card.gib) < LEAST_JOB_GIB
+    return None if alone and crowded else placement.request.card_gib
+
+
+def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJob | None, board: Board) -> None:
+    """Start the actors of a job, one a rank; the board has the job on its cards."""
     placement = running.placement
     nodes = [card.node_id for card in placement.cards]
     one_node = len(set(nodes)) == 1
@@ -83,7 +99,8 @@ def start_ranks(cluster: Cluster, running: RunningJob, inbox: Any, run_job: RunJ
             "local_rank": nodes[:rank].count(card.node_id),
             "local_world_size": nodes.count(card.node_id),
             "num_threads": card.num_threads,
-            "card_gib": placement.request.card_gib,
+            "card_gib": limit_of(placement, card, board),
+            "card_most_gib": min(each.size for each in placement.cards),
         }
         running.actors.append(actor)
         run = actor.run.options(name=f"{running.job.name}: rank {rank}")
@@ -127,6 +144,12 @@ def failure_of(running: RunningJob) -> Failure | None:
 def smaller_plan(running: RunningJob) -> Plan | None:
     """Return what a job that ran out of memory goes on with, from its newest checkpoint."""
     return next((Plan(**answer["plan"]) for _, answer in sorted(running.outcomes.items()) if "plan" in answer), None)
+
+
+def asked_again(running: RunningJob) -> Request:
+    """Return what a job that tries again asks for: what it had, or more of each card where it ran out of that."""
+    asked, plan = running.placement.request, smaller_plan(running)
+    return replace(asked, card_gib=plan.card_gib) if plan and plan.card_gib > asked.card_gib else asked
 
 
 def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> RunResult:

@@ -23,6 +23,7 @@ from typing import Any
 
 from launcher.inbox import RayRecorder
 from training.cuda.fitness import require_fitting_torch
+from training.card_memory.allocator import use_expandable_segments
 from training.errors import ShoalError, UserError
 from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port
@@ -75,6 +76,7 @@ class RankActor:
         """Train. `ranks` holds Ranks' fields but for the address. Never raises: an error is an outcome."""
         place = Ranks(**ranks, master_addr=address[0], master_port=address[1])
         os.environ.update(place.environment())
+        use_expandable_segments(os.environ)
         try:
             require_fitting_torch()  # the head's own were asked before, another PC's were not
             recorder: Recorder = SilentRecorder()

@@ -15,11 +15,11 @@ from filelock import FileLock
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from training.card_memory.cap import limit_card_memory
 from training.card_memory.pinned import pin_layers, pins_parameters, unpinned
 from training.cuda.visible import let_deepspeed_read_uuids
 from training.deepspeed_config import blames_settings, fit_buckets, offloads_optimizer, zero_stage
 from training.errors import UserError
-from training.forecast.memory_estimate import CUDA_CONTEXT
 from training.loss_scale import scaler_of
 from training.memory import OutOfMemory
 from training.network.interface import network_variables
@@ -50,8 +50,7 @@ def start_process_group(ranks: Ranks) -> torch.device:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        if ranks.card_gib is not None:
-            limit_card_memory(ranks.card_gib)
+        limit_card_memory(ranks)
         refuse_small_shared_memory(ranks)
         join(ranks, device, "nccl")
     else:
@@ -66,15 +65,6 @@ def refuse_small_shared_memory(ranks: Ranks) -> None:
     """Raise UserError where NCCL would find no room to connect this job's cards of this PC."""
     if ranks.local_world_size > 1 and (why := why_too_small(free_mib(), os.environ)):
         raise UserError(why)
-
-
-def limit_card_memory(gib: float) -> None:
-    """Let this process have no more of its card: one that needs more than was forecast must not starve its neighbours.
-
-    It runs out of memory instead, and goes on with a smaller plan.
-    """
-    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, gib * 2**30 - CUDA_CONTEXT) / total))
 
 
 @contextmanager

@@ -47,10 +47,10 @@ def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcom
     load_trainable(run.engine.module, state.best_weights)
     with memory_watched("evaluation", state.step):
         logits = {name: run.logits(split) for name, split in material.splits.items() if name != "train"}
-    memory = torch.tensor(list(peak_memory_bytes().values()), device=run.device)
+    peaks = peak_memory_bytes()
+    memory = torch.tensor(list(peaks.values()), device=run.device)
     if run.ranks.world_size > 1:
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-    gpu, host = memory.tolist()
     if run.ranks.is_main:
         weights = {name.removeprefix("classifier."): value for name, value in state.best_weights.items()}
         save_adapter(run.engine.module.classifier, weights, material.tokenizer, material.config, run.workdir / ADAPTER)
@@ -60,7 +60,7 @@ def finish(run: TrainingRun, state: TrainingState, material: Material) -> Outcom
     samples = min(state.step * run.global_batch_size, round(state.step / run.steps_per_epoch * len(run.train)))
     return Outcome(
         logits=logits,
-        peak_memory={"gpu_bytes": gpu, "host_bytes": host},
+        peak_memory=dict(zip(peaks, memory.tolist(), strict=True)),
         train_facts={
             "steps": state.step,
             "epochs": round(state.step / run.steps_per_epoch, 4),

@@ -23,6 +23,7 @@ sys.path[:] = [
 ]
 
 from training.cuda.fitness import require_fitting_torch  # noqa: E402
+from training.card_memory.allocator import use_expandable_segments  # noqa: E402
 from training.disk import alone_in  # noqa: E402
 from training.errors import (  # noqa: E402
     EXIT_FAILED,
@@ -48,6 +49,7 @@ ranks as soon as one exits, and the first must have said why."""
 def main(arguments: list[str] | None = None) -> int:
     """Parse, train, say what came out; return the exit status."""
     is_main = os.environ.get("RANK", "0") == "0"
+    use_expandable_segments(os.environ)
     try:
         spec = parse_flags(sys.argv[1:] if arguments is None else arguments, warn=None if is_main else _silent)
         require_fitting_torch()

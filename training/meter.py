@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.batches import StepPlan
+from training.card_memory.measured import NAMES
 from training.errors import ShoalError
 from training.memory import peak_memory_bytes
 from training.progress import TrainingProgress
@@ -98,6 +99,7 @@ class StepMeter:
             "step_seconds": (self.seconds_timed - last_seconds) / (state.step - last_step),
             "eta_seconds": (run.num_steps - state.step) * run.global_batch_size * seconds_a_sample,
             "peak_memory_bytes": memory["gpu_bytes"] or memory["host_bytes"],
+            **({name: memory[name] for name in NAMES} if memory["gpu_bytes"] else {}),
         }
         run.recorder.event("step", **event)
         progress.step(event)

@@ -23,6 +23,8 @@ class Plan:
     per_device_eval_batch_size: int
     recomputed_layers: float
     """Share of the layers whose activations are recomputed in backward (gradient checkpointing), 0 to 1."""
+    card_gib: float = 0.0
+    """What each rank asks of its card, where what was forecast did not do; 0 where nothing else is known."""
     retries: list[dict[str, Any]] = field(default_factory=list)
     """What each earlier plan ran into: phase, step, error, and `changes` as {setting: [from, to]}."""
 
@@ -54,7 +56,15 @@ class Plan:
         changes = ways[phase]() if phase in ways else {}
         if not changes:
             return None
-        said = {name: [getattr(self, name), value] for name, value in changes.items()}
+        return self._changed(phase, step, error, changes, {name: getattr(self, name) for name in changes})
+
+    def with_more(self, phase: str, step: int, error: str, had_gib: float, card_gib: float) -> Plan:
+        """Return the same plan on more of a card: what was reserved did not do, and the card has room."""
+        changes = {"card_gib": round(card_gib, 3)}
+        return self._changed(phase, step, error, changes, {"card_gib": round(had_gib, 3)})
+
+    def _changed(self, phase: str, step: int, error: str, changes: dict[str, Any], had: dict[str, Any]) -> Plan:
+        said = {name: [had[name], value] for name, value in changes.items()}
         retry = {"phase": phase, "step": step, "error": error, "changes": said}
         return replace(self, **changes, retries=[*self.retries, retry])
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from training.calibration.switches import switched_off
+from training.card_memory.cap import card_space, more_gib
 from training.checkpoint import Checkpoint
 from training.deepspeed_config import (
     fill_auto,
@@ -118,7 +119,7 @@ def _run_job(
             _phase(recorder, ranks, "testing")
             outcome = finish(run, state, material)
     except OutOfMemory as error:
-        raise retry_or_give_up(plan, error) from error
+        raise retry_or_give_up(plan, error, ranks) from error
     if not ranks.is_main:
         return None
     _phase(recorder, ranks, "verifying")
@@ -127,8 +128,14 @@ def _run_job(
     return conclude(spec, ranks, recorder, workdir, material, state, outcome, facts, plan, device)
 
 
-def retry_or_give_up(plan: Plan, error: OutOfMemory) -> ShoalError:
-    """Return the error to raise after running out of memory: one that says how to go on, or that there is no way."""
+def retry_or_give_up(plan: Plan, error: OutOfMemory, ranks: Ranks) -> ShoalError:
+    """Return the error to raise after running out of memory: one that says how to go on, or that there is no way.
+
+    First more of the card is asked for, where it has room beyond what this job may use of it: a forecast was too low.
+    """
+    more = more_gib(ranks, card_space()) if torch.cuda.is_available() else None
+    if more is not None and ranks.card_gib is not None:
+        return RetryWith(plan.with_more(error.phase, error.step, str(error), ranks.card_gib, more))
     smaller = plan.smaller(error.phase, error.step, str(error))
     if smaller is not None:
         return RetryWith(smaller)

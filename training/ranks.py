@@ -21,7 +21,9 @@ class Ranks:
     num_threads: int
     """CPU threads of this rank."""
     card_gib: float | None = None
-    """What of its card this rank may use, where it shares the card."""
+    """What of its card this rank may use; None where nothing limits it."""
+    card_most_gib: float | None = None
+    """What a job can have of such a card at most."""
 
     @property
     def is_main(self) -> bool:

@@ -34,7 +34,8 @@ class RunResult:
     train: dict[str, Any] = field(default_factory=dict)
     """steps, epochs, best_epoch, seconds, samples_per_second, final_loss, energy_joules (where GPUs tell), ..."""
     peak_memory: dict[str, int] = field(default_factory=dict)
-    """gpu_bytes (0 on a CPU) and host_bytes, the largest of any rank."""
+    """The largest of any rank: gpu_bytes (tensors) and host_bytes; gpu_reserved_bytes (PyTorch's allocator),
+    gpu_process_bytes (the driver's count of a rank) and gpu_used_bytes (of all on its card). Of a card 0 on a CPU."""
     data: dict[str, Any] = field(default_factory=dict)
     """Corpus.facts: source, rows of each split, label names, what was removed or set aside."""
     model: dict[str, Any] = field(default_factory=dict)

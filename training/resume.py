@@ -14,6 +14,7 @@ from training.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, s
 from training.errors import UserError
 from training.loop import optimizer_step
 from training.loss_scale import write_loss_scale
+from training.memory import memory_watched
 from training.optimizer_state import write_training_state
 from training.plan import Plan, read_plan
 from training.ranks import Ranks
@@ -43,10 +44,19 @@ def shared_start(
         except Exception as error:  # passed on, so that no rank waits for one that has gone
             found = [error]
     if ranks.world_size > 1:
-        dist.broadcast_object_list(found, src=0)
+        with memory_watched("loading the model", 0):
+            _broadcast(found)
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]  # type: ignore[no-any-return]
+
+
+def _broadcast(found: list[Any]) -> None:
+    """Give all ranks what the first has, by way of host memory: NCCL's would be a card's, of three fp32 copies."""
+    group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    dist.broadcast_object_list(found, src=0, group=group)
+    if group is not None:
+        dist.destroy_process_group(group)
 
 
 def restore(run: TrainingRun, checkpoint: Checkpoint) -> TrainingState:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.batches import Lengths, cut_batch, group_lengths
 from training.cache import cached
-from training.forecast.memory_estimate import CUDA_CONTEXT, SAFETY_MARGIN, Bytes, MemoryEstimate, code_hash
+from training.forecast.memory_estimate import (
+    CUDA_CONTEXT,
+    NCCL_BUFFERS,
+    SAFETY_MARGIN,
+    Bytes,
+    MemoryEstimate,
+    code_hash,
+)
 from training.precision import AMPERE, Capability
 from training.spec import JobSpec
 
@@ -29,10 +36,9 @@ Result = TypeVar("Result")
 
 CUBLAS_WORKSPACE = 33 * MIB
 """PyTorch's cuBLAS workspaces (CUBLAS_WORKSPACE_CONFIG :4096:2:16:8, and 32 MiB for cuBLASLt)."""
-NCCL_BUFFERS = 400 * MIB
-"""Of a job of several ranks."""
-ALLOCATOR_SLACK = 0.04
-"""Share of the tensors' bytes that PyTorch's allocator holds beyond them: rounded blocks, gaps."""
+ALLOCATOR_SLACK, LEAST_SLACK = 0.04, 192 * MIB
+"""What PyTorch's allocator holds beyond the tensors: a share of their bytes, for rounded blocks and gaps, and at least
+the constant: segments come in 20 MiB and 2 MiB, for each stream and for large and small tensors of their own."""
 PROCESS = 1024 * MIB
 """Host memory of a rank beyond its tensors: Python, the libraries, the data, kernels that oneDNN compiles. Jobs of
 `make demo` peak at 0.82 to 0.95 GiB in all, with 0.03 GiB of tensors."""
@@ -230,7 +236,7 @@ def _add_up(simulation: Simulation, spec: JobSpec, *, dtype: str, world_size: in
     host, host_phase = _largest(phases, "host")
     card, host = (side | {MARGIN: round(SAFETY_MARGIN * sum(side.values()))} if side else {} for side in (card, host))
     if on_card:
-        slack = round(ALLOCATOR_SLACK * sum(card.values()))
+        slack = max(LEAST_SLACK, round(ALLOCATOR_SLACK * sum(card.values())))
         card = card | {"allocator slack": slack, "CUDA context": CUDA_CONTEXT, "cuBLAS workspace": CUBLAS_WORKSPACE}
         if world_size > 1:
             card["NCCL buffers"] = NCCL_BUFFERS

@@ -16,6 +16,11 @@ SAFETY_MARGIN = 0.03
 CUDA_CONTEXT = 500 << 20
 """Bytes of CUDA's own memory in a process, with the kernels of PyTorch, bitsandbytes and cuBLAS loaded."""
 
+NCCL_BUFFERS = 400 << 20
+"""Bytes of NCCL's own memory on the card of each rank of a job of several."""
+
+GIB = 1 << 30
+
 Bytes = dict[str, int]
 """Cause -> bytes."""
 
@@ -29,7 +34,7 @@ class MemoryEstimate:
     host: Bytes = field(default_factory=dict)
     """At the host memory's peak."""
     phase: str = "training"
-    """In which the card (without one, the host) has its peak: loading, training, evaluation or saving."""
+    """In which the card (without one, the host) has its peak: loading, training, evaluation, saving or verifying."""
     tensors: dict[str, Bytes] = field(default_factory=dict)
     """Phase -> "card" and "host" -> bytes of tensors alone, what `torch.cuda.max_memory_allocated` counts, without a
     checkpoint that is still being written."""
