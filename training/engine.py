@@ -161,7 +161,7 @@ def start_engine(
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, model_parameters=parameters, config=unpinned(config)
         )
-    if pins_parameters(config) and not pin_layers(model):
+    if pins_parameters(config) and not pin_layers(model) and torch.cuda.is_available():
         report("some offloaded weights are not in pinned memory, of which this system gives no more: steps are slower")
     scaler = scaler_of(engine)
     if scaler is not None:
