@@ -53,5 +53,5 @@ def test_offloaded_weights_take_their_own_size_and_are_gone_when_the_adapter_is_
     trained = json.loads((tmp_path / "result.json").read_text())["model"]["trained_parameters"]
     assert seen["rounded"] <= 2 * 4 * trained  # one buffer, of DeepSpeed's own
 
-    layer = 4 * (2 * 72**2 + 2 * 72 * 36 + 3 * 72 * 264)
-    assert seen["largest"] < layer / 10 and seen["alive"] < seen["locked"] / 2  # best weights, logits
+    # What is left are the best weights, and one buffer of DeepSpeed's with the trained values: none of the base.
+    assert seen["alive"] <= seen["rounded"] + 4 * trained + 16384
