@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.inbox import RayRecorder
-from training.cuda.fitness import require_fitting_torch
 from training.card_memory.allocator import use_expandable_segments
+from training.cuda.fitness import require_fitting_torch
 from training.errors import ShoalError, UserError
 from training.plan import PLAN_FILE, RetryWith
 from training.ranks import Ranks, free_port

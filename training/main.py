@@ -22,8 +22,8 @@ sys.path[:] = [
     *(entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent),
 ]
 
-from training.cuda.fitness import require_fitting_torch  # noqa: E402
 from training.card_memory.allocator import use_expandable_segments  # noqa: E402
+from training.cuda.fitness import require_fitting_torch  # noqa: E402
 from training.disk import alone_in  # noqa: E402
 from training.errors import (  # noqa: E402
     EXIT_FAILED,
