@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from training.batches import group_lengths
 from training.cpu_attention import is_short, last_attention, short_attention
 from training.sdpa import causal_attention
-from training.varlen import varlen_attention, varlen_works
+from training.varlen import Heads, varlen_attention, varlen_obstacle
 
 PACKED_ATTENTION = "shoal_packed"
 ROW_MULTIPLE = 64
@@ -141,6 +141,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing,
+    varlen: bool = False,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -149,9 +150,10 @@ def packed_attention(
 
     query [1, H, P, D], key and value [1, H_kv, P, D] -> [1, P, H, D]; an attention function in the sense of
     transformers' AttentionInterface. In the last layer only the rows of `packing.last_index` are right, the others 0.
+    `varlen` says that PyTorch's variable-length kernel is to be used, if there is no dropout.
     """
     last_only = getattr(module, "shoal_last_only", False)
-    if not dropout and varlen_works(query):
+    if varlen and not dropout:
         last_index = packing.last_index if last_only else None
         return varlen_attention(query, key, value, packing.ends, packing.lengths, last_index, scaling), None
     grouped = query.shape[1] != key.shape[1]
@@ -213,6 +215,13 @@ class PackedClassifier(nn.Module):
         wrapped = hasattr(self.classifier, "get_base_model")
         return self.classifier.get_base_model() if wrapped else self.classifier
 
+    def varlen_obstacle(self, device: torch.device) -> str | None:
+        """Return why attention is not PyTorch's variable-length kernel on this device; None where it is."""
+        if not self.packed:
+            return "texts of this model are padded"
+        inner = self.inner
+        return varlen_obstacle(device, inner.dtype, Heads.of(inner.config))
+
     def _last_layer_for_last_tokens(self) -> None:
         """Have the last layer work on each text's last token alone where only that one is needed.
 
@@ -245,8 +254,9 @@ class PackedClassifier(nn.Module):
         if self.packed:
             self.packing = packing  # kept for backward, which may compute layers again
             row = F.pad(input_ids, (0, packing.num_tokens - len(input_ids)))
+            varlen = self.varlen_obstacle(input_ids.device) is None  # asked here, not within a layer
             states = backbone(
-                input_ids=row[None], position_ids=packing.position_ids, packing=packing, use_cache=False
+                input_ids=row[None], position_ids=packing.position_ids, packing=packing, varlen=varlen, use_cache=False
             ).last_hidden_state[0]
             last = states[packing.last_index]
         else:

@@ -45,6 +45,7 @@ from training.run import TrainingRun, TrainingState
 from training.spec import JobSpec
 from training.stop import StopRequest
 from training.trackers import tracking
+from training.varlen import describe_attention
 
 
 def run_job(
@@ -197,6 +198,10 @@ def build_run(
         "offload_param": offloads_parameters(deepspeed_config),
     }
     classifier = PackedClassifier(peft_model, packed=packed)
+    # Before the first layer runs: the kernel is tried here.
+    obstacle = classifier.varlen_obstacle(device)
+    facts["attention"] = "varlen" if obstacle is None else "sdpa"
+    report(f"attention: {describe_attention(obstacle)}")
     if zero_stage(read_deepspeed_config(spec.deepspeed)[0]) == 0 < zero_stage(deepspeed_config):
         report(f"ZeRO stage 1 instead of 0: {facts['dtype']} needs its fp32 copies, or small updates are lost")
     optimizer = build_optimizer(classifier, spec.training, deepspeed_config, report)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.varlen import Heads
+
 HAS_VARLEN = True
 """Whether the card that is forecast has the variable-length kernel; set for each forecast's process."""
 
 
-def varlen_works(query: Tensor) -> bool:
+def varlen_obstacle(_device: torch.device, dtype: torch.dtype, _heads: Heads) -> str | None:
     """The variable-length kernel takes 16 bits alone, on cards that have it."""
-    return HAS_VARLEN and query.dtype != torch.float32
+    return None if HAS_VARLEN and dtype != torch.float32 else "it is not for this card or precision"
 
 
 def varlen_attn(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:

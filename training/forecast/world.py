@@ -129,7 +129,8 @@ def _register_card() -> None:
     packing: Any = training.packing
     fused: Any = training.fused
     kernel: Any = torch.nn.attention.varlen
-    packing.varlen_works, kernel.varlen_attn = card_kernels.varlen_works, card_kernels.varlen_attn
+    packing.varlen_obstacle = card_kernels.varlen_obstacle
+    kernel.varlen_attn = wraps(kernel.varlen_attn)(card_kernels.varlen_attn)  # with the signature it has here
     sdpa: Any = training.sdpa
     sdpa.attention_on_card = card_kernels.efficient_attention
     fused.rms_norm_on_card = card_kernels.rms_norm
