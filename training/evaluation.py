@@ -15,22 +15,26 @@ from torch import Tensor
 from training.batches import cut_batch
 from training.engine import release_gathered
 from training.multi_label import compute_multi_label_metrics
+from training.packing import Packing
 from training.ranks import Ranks
 from training.result import Metrics
 from training.spec import MULTI_LABEL, SINGLE_LABEL, ProblemType
 from training.tokens import TokenizedSplit
 
 
-def to_device(split: TokenizedSplit, indices: list[int], device: torch.device) -> tuple[Tensor, list[int], list[int]]:
-    """Return the packed token ids [T] of these texts on `device`, the length of each chunk, and each text's chunks.
+def to_device(
+    split: TokenizedSplit, indices: list[int], device: torch.device, *others: npt.NDArray[Any]
+) -> tuple[tuple[Tensor, Packing, list[int]], list[Tensor]]:
+    """Return PackedClassifier's inputs for these texts: token ids [T], the layout of the chunks, each text's chunks.
 
-    An empty micro-batch becomes the split's first text, for a rank that only takes part in a collective pass.
+    `others` come to `device` in the same copy. An empty micro-batch becomes the split's first text, for a rank that
+    only takes part in a collective pass.
     """
     indices = indices or [0]
-    tokens = torch.from_numpy(split.pack(indices))
     texts = [split.lengths[index] for index in indices]
     lengths = [length for chunks in texts for length in chunks]
-    return tokens.to(device, non_blocking=True), lengths, [len(chunks) for chunks in texts]
+    packing, (tokens, *rest) = Packing.beside(lengths, device, split.pack(indices), *others)
+    return (tokens, packing, [len(chunks) for chunks in texts]), rest
 
 
 @torch.no_grad()
@@ -54,9 +58,10 @@ def compute_logits(
         range(len(split)), split.lengths, rank=ranks.rank, world_size=ranks.world_size, token_budget=token_budget
     )
     for indices in micro_batches:
-        batch = engine(*to_device(split, indices, device))
+        inputs, (rows,) = to_device(split, indices, device, np.asarray(indices, dtype=np.int64))
+        batch = engine(*inputs)
         if indices:
-            logits[torch.tensor(indices, device=device)] = batch
+            logits[rows] = batch
     release_gathered(engine)
     if ranks.world_size > 1:
         meet()

@@ -94,8 +94,10 @@ def try_step(run: TrainingRun, plan: StepPlan, step: int, rate: float) -> Tensor
         group["lr"] = rate
     total = torch.zeros((), device=run.device)
     for number, indices in enumerate(plan.micro_batches, start=1):
-        logits = engine(*to_device(run.train, indices, run.device))
-        loss = run.loss.sum(logits, [run.train.labels[i] for i in indices or [0]]) * (1.0 if indices else 0.0)
+        targets = run.loss.targets([run.train.labels[i] for i in indices or [0]], run.num_labels)
+        inputs, (there,) = to_device(run.train, indices, run.device, targets)
+        logits = engine(*inputs)
+        loss = run.loss.sum(logits, there) * (1.0 if indices else 0.0)
         engine.set_gradient_accumulation_boundary(number == len(plan.micro_batches))
         engine.backward(loss * (ranks.world_size / plan.num_samples), scale_wrt_gas=False)
         total += loss.detach()

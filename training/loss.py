@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,13 +56,18 @@ class TrainingLoss:
             focal_gamma=spec.focal_gamma,
         )
 
-    def sum(self, logits: Tensor, labels: Sequence[Any] | Tensor) -> Tensor:
-        """Return the losses of these texts added up; `logits` is [texts, classes] in fp32, `labels` as in Split."""
+    def targets(self, labels: Sequence[Any], num_labels: int) -> npt.NDArray[Any]:
+        """Return what `sum` takes of these labels, given as in Split: class indices [texts], or [texts, classes] of 0.0
+        and 1.0 in fp32 where texts have several."""
         if self.problem_type == MULTI_LABEL:
-            targets = torch.from_numpy(multi_hot(labels, logits.shape[1])).to(logits)
-            return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / logits.shape[1]
-        if not isinstance(labels, Tensor):
-            labels = torch.tensor(labels, device=logits.device)  # not as_tensor: a forecast's card has only this one
+            return multi_hot(labels, num_labels).astype(np.float32)
+        return np.asarray(labels, dtype=np.int64)
+
+    def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses of these texts added up; `logits` is [texts, classes] in fp32, `labels` are the targets on
+        their device."""
+        if self.problem_type == MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[1]
         if not self.focal_gamma:
             return F.cross_entropy(logits, labels, weight=self.weights, reduction="sum")
         log_p = F.log_softmax(logits, dim=-1).gather(1, labels[:, None]).squeeze(1)

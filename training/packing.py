@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from training.batches import group_lengths
 from training.cpu_attention import is_short, last_attention, short_attention
+from training.host_copies import to_device_together
 from training.sdpa import causal_attention
 from training.varlen import Heads, varlen_attention, varlen_obstacle
 
@@ -52,6 +53,13 @@ class Packing:
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device) -> Packing:
         """Lay out texts of these many tokens."""
+        return Packing.beside(lengths, device)[0]
+
+    @staticmethod
+    def beside(
+        lengths: Sequence[int], device: torch.device, *others: np.ndarray[Any, Any]
+    ) -> tuple[Packing, list[Tensor]]:
+        """Lay out texts of these many tokens; return the layout and `others` on `device`, all of it in one copy."""
         groups = group_lengths(lengths)
         length = np.asarray(lengths)
         ends = np.concatenate([[0], np.cumsum(length)])
@@ -64,20 +72,22 @@ class Packing:
         num_tokens = int(ends[-1])
         position = np.arange(num_tokens) - ends[:-1][text_of_token]
         tail = -num_tokens % ROW_MULTIPLE
-
-        def there(index: np.ndarray[Any, Any]) -> Tensor:
-            return torch.from_numpy(index).to(device, non_blocking=True)
-
         all_ends = np.append(ends, num_tokens + tail) if tail else ends
-        return Packing(
-            lengths=list(lengths),
-            groups=groups,
-            fold_index=there(fold),
-            unfold_index=there(row_starts[text_of_token] + position),
-            position_ids=there(np.pad(position, (0, tail))[None]),
-            last_index=there(ends[1:] - 1),
-            ends=there(all_ends.astype(np.int32)),
-        )
+        indices = {
+            "fold_index": fold,
+            "unfold_index": row_starts[text_of_token] + position,
+            "position_ids": np.pad(position, (0, tail))[None],
+            "last_index": ends[1:] - 1,
+            "ends": all_ends.astype(np.int32),
+        }
+        tensors = to_device_together([*indices.values(), *others], device)
+        packing = Packing(lengths=list(lengths), groups=groups, **dict(zip(indices, tensors, strict=False)))
+        return packing, tensors[len(indices) :]
+
+    def lengths_there(self, first: int = 0, number: int | None = None) -> Tensor:
+        """Return the lengths [number] of the texts from the `first` on, on the device and without a copy to it."""
+        end = len(self.lengths) if number is None else first + number
+        return self.ends[first + 1 : end + 1] - self.ends[first:end]
 
     @property
     def num_tokens(self) -> int:
@@ -182,7 +192,7 @@ def _last_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing,
         if is_short(q, k) and not options["dropout_p"]:
             output = last_attention(q, k, v, lengths, options["scale"])
         else:
-            length = torch.tensor(lengths, device=k.device)
+            length = packing.lengths_there(first, num_texts)
             mask = (torch.arange(longest, device=k.device) < length[:, None])[:, None, None]
             output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
         outputs.append(output[:, :, 0])
@@ -243,14 +253,17 @@ class PackedClassifier(nn.Module):
         rows = output.new_zeros(1, self.packing.num_tokens, output.shape[2])
         return rows.index_copy(1, self.packing.last_index, output)
 
-    def forward(self, input_ids: Tensor, lengths: Sequence[int], num_chunks: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, lengths: Sequence[int] | Packing, num_chunks: Sequence[int] | None = None
+    ) -> Tensor:
         """Return logits [B, num_labels] in fp32 of B texts given end to end as token ids [T].
 
-        `lengths` are of their chunks, which all but the pooling takes for texts, and `num_chunks` those a text has.
+        `lengths`, or the layout made of them, are of their chunks, which all but the pooling takes for texts, and
+        `num_chunks` those a text has.
         """
         inner = self.inner
         backbone = getattr(inner, inner.base_model_prefix)
-        packing = Packing.of(lengths, input_ids.device)
+        packing = lengths if isinstance(lengths, Packing) else Packing.of(lengths, input_ids.device)
         if self.packed:
             self.packing = packing  # kept for backward, which may compute layers again
             row = F.pad(input_ids, (0, packing.num_tokens - len(input_ids)))
@@ -261,10 +274,10 @@ class PackedClassifier(nn.Module):
             last = states[packing.last_index]
         else:
             rows = torch.nn.utils.rnn.pad_sequence(list(torch.split(input_ids, packing.lengths)), batch_first=True)
-            length = torch.tensor(lengths, device=input_ids.device)
+            length = packing.lengths_there()
             mask = (torch.arange(rows.shape[1], device=input_ids.device) < length[:, None]).long()
             padded = backbone(input_ids=rows, attention_mask=mask, use_cache=False).last_hidden_state
-            last = padded[torch.arange(len(length), device=input_ids.device), length - 1]
+            last = padded[torch.arange(len(length), device=input_ids.device), length.long() - 1]
         logits: Tensor = inner.score(last).float()
         return logits if num_chunks is None else pool_chunks(logits, num_chunks)
 

@@ -152,7 +152,8 @@ class Predictor:
         longest_first = sorted(range(len(split)), key=lambda index: -sum(split.lengths[index]))
         logits = torch.zeros(len(split), self.num_labels, device=self.device)
         for indices in fill(longest_first, split.lengths, self.token_budget):
-            logits[torch.tensor(indices, device=self.device)] = self.classifier(*to_device(split, indices, self.device))
+            inputs, (rows,) = to_device(split, indices, self.device, np.asarray(indices))
+            logits[rows] = self.classifier(*inputs)
             advance(len(indices))
         return logits.cpu().numpy()
 

@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT))
-runpy.run_path(str(CHECKOUT / "tests" / "stand_ins" / "site" / "sitecustomize.py"))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor
 
-from training.packing import PackedClassifier
+from training.packing import PackedClassifier, Packing
+
+INSTALL = Path(__file__).resolve().parents[1] / "stand_ins" / "site" / "sitecustomize.py"
 
 
 def shrink(limits: dict[str, Any]) -> None:
@@ -32,19 +31,20 @@ def shrink(limits: dict[str, Any]) -> None:
     forward = PackedClassifier.forward
     passes = itertools.count()
 
-    def limited(self: PackedClassifier, input_ids: Tensor, lengths: Sequence[int], *chunks: Sequence[int]) -> Tensor:
+    def limited(self: PackedClassifier, input_ids: Tensor, packing: Packing, *chunks: Sequence[int]) -> Tensor:
         limit = limits.get("training" if self.training else "evaluation")
         early = next(passes) < limits.get("after", 0)
-        if not early and limit is not None and len(lengths) * max(lengths) > limit:
+        if not early and limit is not None and len(packing.lengths) * max(packing.lengths) > limit:
             if limits.get("terminated"):
                 os.kill(os.getpid(), signal.SIGTERM)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return forward(self, input_ids, lengths, *chunks)
+        return forward(self, input_ids, packing, *chunks)
 
     PackedClassifier.forward = limited  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
+    runpy.run_path(str(INSTALL))
     settings = json.loads(os.environ["SMALL_CARD"])
     if settings.get("rank") in (None, int(os.environ.get("RANK", "0"))):
         shrink(settings)

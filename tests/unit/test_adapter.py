@@ -54,7 +54,7 @@ def saved(tmp_path: Path, split: TokenizedSplit) -> tuple[Path, dict[str, torch.
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
     save_adapter(model, weights, tokenizer, model.config, tmp_path / "adapter")
     with torch.no_grad():
-        logits = PackedClassifier(model, packed=False)(*to_device(split, [0, 1, 2], torch.device("cpu")))
+        logits = PackedClassifier(model, packed=False)(*to_device(split, [0, 1, 2], torch.device("cpu"))[0])
     return tmp_path / "adapter", weights, logits.numpy()
 
 

@@ -221,7 +221,7 @@ def test_logits_and_gradients_are_those_of_each_chunk_alone(packed: bool) -> Non
     classifier = make_classifier(packed=packed)
     split = split_of(30, 3, 70, 11, 12)
     labels = torch.tensor(split.labels)
-    logits = classifier(*to_device(split, list(range(5)), CPU))
+    logits = classifier(*to_device(split, list(range(5)), CPU)[0])
     rows = []
     for index, lengths in enumerate(split.lengths):
         chunks = torch.split(torch.from_numpy(split.pack([index])), list(lengths))
@@ -239,7 +239,8 @@ def test_logits_and_gradients_are_those_of_each_chunk_alone(packed: bool) -> Non
 def test_texts_that_fit_have_the_same_logits_to_the_bit(packed: bool) -> None:
     classifier = make_classifier(packed=packed)
     chunked, plain = split_of(3, 11, 7), split_of(3, 11, 7, spec=data("head"))
-    tokens, lengths, num_chunks = to_device(chunked, [0, 1, 2], CPU)
+    (tokens, packing, num_chunks), _ = to_device(chunked, [0, 1, 2], CPU)
+    lengths = packing.lengths
     assert num_chunks == [1, 1, 1] and tokens.tolist() == plain.pack([0, 1, 2]).tolist()
     assert torch.equal(
         classifier(tokens, lengths, num_chunks), classifier(torch.from_numpy(plain.tokens).long(), lengths)
@@ -263,7 +264,7 @@ def test_ranks_and_micro_batches_never_change_the_gradient_of_a_step(
     classifier = make_classifier(packed=True)
     split = split_of(*numbers)
     labels = torch.tensor(split.labels)
-    everything = classifier(*to_device(split, list(range(len(split))), CPU))
+    everything = classifier(*to_device(split, list(range(len(split))), CPU)[0])
     expected = gradients(classifier, F.cross_entropy(everything, labels))
     total = [torch.zeros_like(gradient) for gradient in expected]
     for rank in range(world_size):
@@ -273,7 +274,7 @@ def test_ranks_and_micro_batches_never_change_the_gradient_of_a_step(
         )  # fmt: skip
         assert plan.num_samples == len(split)
         for indices in filter(None, plan.micro_batches):
-            logits = classifier(*to_device(split, indices, CPU))
+            logits = classifier(*to_device(split, indices, CPU)[0])
             loss = F.cross_entropy(logits, labels[indices], reduction="sum") / plan.num_samples
             total = [a + b for a, b in zip(total, gradients(classifier, loss), strict=True)]
     for gradient, whole in zip(total, expected, strict=True):

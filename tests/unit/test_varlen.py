@@ -1,5 +1,5 @@
-"""The variable-length kernel of each torch release, stood in for: called as the release wants it, tried where it may be,
-and not used where it is absent, wrong or too little."""
+"""The variable-length kernel of each torch release, stood in for: called as the release wants it, tried outside of
+layers, and not used where it is absent or wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def obstacle(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., Tensor], hea
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("scaling", [None, 16**-0.5, 0.5])
 @pytest.mark.parametrize("last_only", [False, True])
-def test_each_release_gives_plain_attention(kernel: str, key_heads: int, scaling: float | None, last_only: bool) -> None:
+def test_each_release_gives_plain_attention(
+    kernel: str, key_heads: int, scaling: float | None, last_only: bool
+) -> None:
     lengths, tail = [7, 1, 4], 3
     generator = torch.Generator().manual_seed(3)
     query, key, value = (

@@ -118,7 +118,8 @@ def _train(run: Any, phases: _Phases, steps: list[StepPlan], shape: Shape, stage
     def evaluate() -> None:
         run.engine.eval()
         with torch.no_grad():
-            run.engine(*to_device(run.validation, list(range(len(shape.evaluation))), run.device))
+            inputs, _ = to_device(run.validation, list(range(len(shape.evaluation))), run.device)
+            run.engine(*inputs)
         run.engine.train()
         phases.end("evaluation")
         release_gathered(run.engine)  # the persistent ones too, which the next pass fetches together with its first
