@@ -40,7 +40,7 @@ class Fetched:
         if values.device.type == "cuda":
             self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self.host.copy_(values.detach(), non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record()
         else:
             self.host = values.detach().clone()
@@ -49,4 +49,4 @@ class Fetched:
         """Wait for them."""
         if self.event is not None:
             self.event.synchronize()
-        return self.host.tolist()  # type: ignore[no-any-return]
+        return self.host.tolist()

@@ -26,11 +26,10 @@ from small_material import write_corpus, write_tiny_model  # noqa: E402
 
 ATTENTION = """
 import json, torch
-from training.varlen import varlen_works
+from training.varlen import Heads, varlen_obstacle
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-query = torch.randn(8, 4, 64, dtype=torch.bfloat16, device=device)
-works = device.type == "cuda" and varlen_works(query)
-print(json.dumps({"torch": torch.__version__, "device": str(device), "varlen": works}))
+obstacle = varlen_obstacle(device, torch.bfloat16, Heads(queries=4, keys=2, size=64))
+print(json.dumps({"torch": torch.__version__, "device": str(device), "varlen": obstacle is None, "since": obstacle}))
 """
 
 

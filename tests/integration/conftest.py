@@ -49,6 +49,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def python_path(*folders: Path) -> str:
+    """Return a PYTHONPATH of these folders before those of the tests' own, where stand-ins may be."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def run_program(*arguments: str, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run training/main.py to its end as a user would: under the deepspeed launcher, or plain with one rank."""
     words = command(*arguments, num_ranks=num_ranks)
@@ -162,7 +167,7 @@ def ray_head(workplace: Path, cards: list[int]) -> Iterator[tuple[str, subproces
     """Yield the address of a Ray with virtual cards of these sizes, and its process."""
     mark = workplace / "address"
     command = [sys.executable, "-c", HEAD, str(mark), json.dumps(cards)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, "PYTHONPATH": python_path(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as head:
         while not mark.exists() or not mark.read_text():
             assert head.poll() is None

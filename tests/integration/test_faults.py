@@ -13,7 +13,7 @@ from pathlib import Path
 import fake_rank
 import psutil
 import pytest
-from conftest import CHECKOUT, read_report, write_study
+from conftest import CHECKOUT, python_path, read_report, write_study
 
 from launcher.run import run_study
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 def start(study: Path, out: Path, **variables: str) -> subprocess.Popen[bytes]:
     """Start the study in a process of its own, as `shoal run` does."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)]), **variables}
+    env = {**os.environ, "PYTHONPATH": python_path(CHECKOUT, Path(__file__).parent), **variables}
     with out.open("w") as file:
         return subprocess.Popen([sys.executable, "-m", "fake_rank", str(study)], env=env, stdout=file, stderr=file)
 

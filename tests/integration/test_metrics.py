@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import fake_rank
 import pytest
-from conftest import CHECKOUT, write_study
+from conftest import CHECKOUT, python_path, write_study
 
 from launcher.inbox import INBOX_NAME
 from launcher.metrics import JOB_GAUGES, STUDY_GAUGES
@@ -85,7 +85,7 @@ def study(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningS
         path = write_study(workplace, sweep={"jobs": [WIDE]})
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)]),
+            "PYTHONPATH": python_path(CHECKOUT, Path(__file__).parent),
             "RAY_TMPDIR": folder,
         }
         output = workplace / "out.txt"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import environment, python_path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TEXT = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("line", AFTERWARDS)
 def test_a_command_after_training(line: str, place: Path) -> None:
     words = [sys.executable, "-m", "launcher.cli", *shlex.split(line)[1:]]
-    env = {**environment(), "PYTHONPATH": str(CHECKOUT)}
+    env = {**environment(), "PYTHONPATH": python_path(CHECKOUT)}
     run = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     if "--output" in words:
@@ -116,6 +116,6 @@ def test_demo(tmp_path: Path) -> None:
     assert "Best setting" in (tmp_path / "outputs/demo/report.md").read_text()
     again = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "report", "outputs/demo"],
-        cwd=tmp_path, env={**env, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True,
+        cwd=tmp_path, env={**env, "PYTHONPATH": python_path(CHECKOUT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert again.returncode == 0 and "report.html" in again.stdout

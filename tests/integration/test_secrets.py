@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import CHECKOUT
+from conftest import CHECKOUT, python_path
 
 HUB_TOKEN = "hf_" + "SecretOfTheHub" * 2
 RAY_TOKEN = "5ec0ffee" * 8
@@ -87,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     (place / "study.yaml").write_text(yaml.safe_dump(study))
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"HOME": str(place / "home"), "HF_TOKEN": HUB_TOKEN, **OTHER_SECRETS}
-    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(place)])
+    environment["PYTHONPATH"] = python_path(CHECKOUT, place)
     with (place / "out.txt").open("w") as out:
         command = [sys.executable, "-c", LAUNCHER, "study.yaml"]
         launcher = subprocess.Popen(command, cwd=place, env=environment, stdout=out, stderr=out)

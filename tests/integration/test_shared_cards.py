@@ -15,7 +15,7 @@ from typing import Any
 import fake_rank
 import pytest
 import yaml
-from conftest import CHECKOUT, read_report, write_study
+from conftest import CHECKOUT, python_path, read_report, write_study
 
 from launcher.run import run_study
 
@@ -117,13 +117,13 @@ def test_a_job_on_two_nodes_of_which_one_goes_is_planned_again_for_the_other(wor
     del content["deepspeed"]
     study.write_text(yaml.safe_dump(content))
     mark, checkpoint = workplace / "address", workplace / "outputs/tiny/jobs/job/checkpoints/step-000001"
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    env = {**os.environ, "PYTHONPATH": python_path(CHECKOUT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
     with subprocess.Popen([sys.executable, "-c", TWO_NODES, str(mark)], env=env, stdin=subprocess.PIPE) as head:
         assert head.stdin is not None
         while not mark.exists() or not mark.read_text():
             assert head.poll() is None
             time.sleep(0.1)
-        env["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+        env["PYTHONPATH"] = python_path(CHECKOUT, Path(__file__).parent)
         env["RAY_ADDRESS"] = mark.read_text()
         with subprocess.Popen([sys.executable, "-m", "fake_rank", str(study)], env=env) as launcher:
             while not checkpoint.exists():

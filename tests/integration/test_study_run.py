@@ -13,7 +13,7 @@ from pathlib import Path
 import fake_rank
 import psutil
 import pytest
-from conftest import CHECKOUT, read_report, write_study
+from conftest import CHECKOUT, python_path, read_report, write_study
 
 from launcher.run import run_study
 from training.calibration.seen import seen_jobs
@@ -99,7 +99,7 @@ def _hear_ctrl_c() -> None:
 
 def test_ctrl_c_leaves_no_process(workplace: Path) -> None:
     study = write_study(workplace, lora={"r": fake_rank.WAITS}, num_ranks=2)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])}
+    environment = {**os.environ, "PYTHONPATH": python_path(CHECKOUT, Path(__file__).parent)}
     command = [sys.executable, "-m", "fake_rank", str(study)]
     with (workplace / "out.txt").open("w") as out:
         launcher = subprocess.Popen(

@@ -14,7 +14,7 @@ from typing import Any
 
 import fake_rank
 import yaml
-from conftest import CHECKOUT, ray_head, write_study
+from conftest import CHECKOUT, python_path, ray_head, write_study
 
 from launcher.cli import main
 from launcher.others import StudiesHere
@@ -58,7 +58,7 @@ def test_the_next_free_card_goes_to_the_study_of_higher_priority(workplace: Path
         (workplace / f"{name}.yaml").write_text(yaml.safe_dump({**content, "priority": priority, "seed": seeds}))
     with ray_head(workplace, cards=[2]) as (address, _):
         environment = {**os.environ, "RAY_ADDRESS": address}
-        environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(Path(__file__).parent)])
+        environment["PYTHONPATH"] = python_path(CHECKOUT, Path(__file__).parent)
 
         def launch(name: str) -> subprocess.Popen[bytes]:
             return subprocess.Popen([sys.executable, "-m", "fake_rank", f"{name}.yaml"], env=environment)
