@@ -27,6 +27,7 @@ CONTRACT = {
     "training.errors",
     "training.disk",
     "training.cache",
+    "training.cuda",
     "training.network.shared_memory",
     "training.forecast.memory_estimate",
     "training.calibration.costs",
