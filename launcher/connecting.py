@@ -46,8 +46,9 @@ def start_local(cards: Sequence[LocalCard], quiet: dict[str, Any]) -> Any:
         "address": "local",
         "resources": resources(cards),
         "labels": labels(cards),
-        # A GPU that others have filled is none of ours: ranks then run on the CPU.
-        **({} if any(card.uuid for card in cards) else {"num_gpus": 0}),
+        # Said, and not left for Ray to find out: a GPU that others have filled is none of ours, and ranks then run on
+        # the CPU; so they do where a study asks for virtual cards.
+        "num_gpus": len([card for card in cards if card.uuid]),
         "object_store_memory": OBJECT_STORE_BYTES,
         **quiet,
     }

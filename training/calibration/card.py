@@ -19,6 +19,7 @@ from training.calibration.material import save_model
 from training.calibration.processes import Models, Tell
 from training.calibration.record import CardRecord
 from training.calibration.steps import Setting, measure
+from training.errors import ShoalError
 from training.ranks import Ranks, free_port
 
 MODELS = (SMALL, (512, 2), (1024, 2))
@@ -53,6 +54,10 @@ def measure_card(tell: Tell) -> CardRecord:
 
     from training.pretrained import resolve_dtype
 
+    if torch.version.cuda is None:
+        raise ShoalError(
+            f"PyTorch {torch.__version__} is built for CPUs alone. `shoal doctor` says which one fits here."
+        )
     kinds = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     dtype = kinds[resolve_dtype("auto", torch.device("cuda"))]
     tell(f"{name}: kernels, memory, speed")
