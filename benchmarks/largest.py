@@ -4,7 +4,8 @@
 
 Texts of 512 tokens, 8 a step, LoRA r 16 on all linear layers, bf16. For each model, precision and number
 of cards the launcher's planner (`launcher.choose`) takes the fastest setting that fits; the table shows the largest
-model that has one, on a PC with 64 GiB of memory for it. No weights and no card are needed.
+model that has one, on a PC with 64 GiB of memory for it. A card sold with 12 GB is one of 11.7 GiB, as `shoal plan
+--cards 12` has it (launcher.known_cards). No weights and no card are needed.
 Writes largest.json, largest.md, and the table of README.md.
 """
 
@@ -25,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.readme_part import write_part  # noqa: E402
 from benchmarks.word_tokenizer import save_word_tokenizer  # noqa: E402
-from launcher.cards import Card, Node  # noqa: E402
+from launcher.cards import Node  # noqa: E402
 from launcher.choose import Choice, choose  # noqa: E402
 from launcher.expand import StudyJob  # noqa: E402
 from launcher.forecast import ForecastProcess  # noqa: E402
+from launcher.known_cards import read_cards  # noqa: E402
 from launcher.settings import deepspeed_source  # noqa: E402
 from training.errors import UserError  # noqa: E402
 from training.forecast.memory_estimate import JobForecast  # noqa: E402
@@ -84,7 +86,7 @@ def job_of(model: Path, data: Path, quantization: str) -> StudyJob:
 
 
 def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int, known: dict[str, Any]) -> Choice:
-    """Return what the planner takes on `number` cards of a size; `known` keeps the forecasts."""
+    """Return what the planner takes on `number` cards sold with `size` GB; `known` keeps the forecasts."""
 
     def ask(spec: JobSpec, source: str) -> JobForecast | UserError:
         key = json.dumps(spec.to_dict(), sort_keys=True)
@@ -92,12 +94,13 @@ def best_setting(process: ForecastProcess, job: StudyJob, size: int, number: int
             known[key] = process.forecast(spec, source)
         return known[key]
 
-    cards = [
-        Card(node_id="pc", host="pc", index=index, size=size, gib=float(size), num_threads=8) for index in range(number)
-    ]
-    node = Node(node_id="pc", host="pc", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
+    cards = read_cards(",".join([str(size)] * number))
+    nodes = {
+        card.node_id: Node(node_id=card.node_id, host="pc", total_gib=HOST_GIB, host_gib=HOST_GIB, cores=16)
+        for card in cards
+    }
     work = process.work(job.spec, deepspeed_source(job))
-    return choose(job, work, ask, cards, {"pc": node}, on_card=True, most_ranks=number)
+    return choose(job, work, ask, cards, nodes, on_card=True, most_ranks=number)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -142,7 +145,7 @@ def memory_of(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--cards", type=int, nargs="+", default=list(SIZES), metavar="GIB", help="sizes of cards")
+    parser.add_argument("--cards", type=int, nargs="+", default=list(SIZES), metavar="GB", help="sizes of cards, as they are sold")
     parser.add_argument("--models", type=int, help="only the first so many")
     options = parser.parse_args()
     rows = []
