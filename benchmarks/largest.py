@@ -145,9 +145,7 @@ def memory_of(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--cards", type=int, nargs="+", default=list(SIZES), metavar="GB", help="sizes of cards, as they are sold"
-    )
+    parser.add_argument("--cards", type=int, nargs="+", default=list(SIZES), metavar="GB", help="as they are sold")
     parser.add_argument("--models", type=int, help="only the first so many")
     options = parser.parse_args()
     rows = []
