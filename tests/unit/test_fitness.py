@@ -29,7 +29,7 @@ def put_in(monkeypatch: pytest.MonkeyPatch, cards: str, build: TorchBuild | None
     """Have this machine have these cards, and this PyTorch."""
     for name, function in functions(pynvml, Inventory.of(cards)).items():
         monkeypatch.setattr(pynvml, name, function)
-    monkeypatch.setattr(fitness, "installed_torch", lambda: build)
+    monkeypatch.setattr(fitness.torch_build, "installed_torch", lambda: build)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 

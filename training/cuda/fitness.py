@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.cuda.torch_build import DRIVERS, Capability, TorchBuild, driver_for, fitting_torch, installed_torch
+from training.cuda import torch_build
+from training.cuda.torch_build import DRIVERS, Capability, TorchBuild, driver_for, fitting_torch
 from training.cuda.visible import VISIBLE
 from training.errors import UserError
 
@@ -40,7 +41,7 @@ class Driver:
 def require_fitting_torch() -> None:
     """Raise UserError where the cards that this process would train on cannot be used with what is installed."""
     driver = seen_driver(os.environ.get(VISIBLE))
-    build = installed_torch()
+    build = torch_build.installed_torch()
     if driver is not None and build is not None and (problem := misfit(build, driver)):
         raise UserError(problem)
 
