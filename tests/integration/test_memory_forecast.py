@@ -58,15 +58,15 @@ def test_plan_says_what_fits_on_cards_that_are_not_here(study: Path) -> None:
 
 
 def test_plan_refuses_what_fits_nowhere(study: Path) -> None:
-    run = plan(study, "--cards", "0.25")
+    run = plan(study, "--cards", "0.5")
     assert run.returncode == 2
     text = " ".join(run.stdout.split())
     assert "2 refused" in text and "to run" not in text and "a PC of any memory" in text
     assert (
         "card, GiB: CUDA context" in text and "not zero1, batch 1 x 8, one rank, gradient checkpointing: needs" in text
     )
-    assert "largest card it could have has 0.25" in text
-    assert "num_ranks is 2 and no more than 1 of the cards are of one size" in text
+    assert "largest card it could have has 0.5" in text
+    assert "num_ranks is 2 and no more than 1 of the cards are equal" in text
     assert "Nor does it fit with an nf4 base, the shortest" in text and "Nor does it fit with the shortest" in text
     assert plan(study, "--cards", "eight").returncode == 2
 
