@@ -113,7 +113,10 @@ def measure_here(
         said = log.read().strip().splitlines()
     if "record" not in answer:
         raise ShoalError(f"the calibration failed: {answer.get('error') or (said[-1] if said else 'it said nothing')}")
-    record = with_ray(CardRecord.from_dict(answer["record"]))
+    try:
+        record = with_ray(CardRecord.from_dict(answer["record"]))
+    except (ValueError, TypeError, KeyError) as error:  # as times that are no numbers
+        raise ShoalError(f"the calibration failed: its record is damaged ({error})") from None
     record.save()
     return record
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from launcher.board import Request, placed_alone, room_for
 from launcher.cards import Card, CardKind, Node
-from launcher.cost import expected_seconds, measured_costs, record_of
+from launcher.cost import expected_seconds, measured_costs, records_of
 from launcher.expand import StudyJob
 from launcher.fit import equal_cards, explain, request
 from launcher.links import link_of_ranks
@@ -94,13 +94,13 @@ def choose(
     fits first is returned. Raises UserError for what the trainer refuses under every setting.
     """
     search = _Search(job, ask, cards, nodes, on_card=on_card, precision=precision)
-    record = record_of(cards, on_card=on_card)
+    records = records_of(cards, on_card=on_card)
     options = [
         Option(
             setting=setting,
             spec=spec,
-            seconds_on=_seconds_on(spec, work, cards, on_card=on_card, record=record),
-            is_measured=measured_costs(spec, work, record) is not None,
+            seconds_on=_seconds_on(spec, work, cards, on_card=on_card, records=records),
+            is_measured=all(measured_costs(spec, work, record) is not None for record in records.values()),
         )
         for setting, spec in settings(job, len(cards))
     ]
@@ -138,13 +138,15 @@ class Option:
 
 
 def _seconds_on(
-    spec: JobSpec, work: Work, cards: Sequence[Card], *, on_card: bool, record: CardRecord | None
+    spec: JobSpec, work: Work, cards: Sequence[Card], *, on_card: bool, records: Mapping[str, CardRecord | None]
 ) -> dict[str, float]:
     """Return kind of card, as text -> how long a job is expected to take there."""
     link = link_of_ranks(spec.num_ranks, cards)
     return {
-        str(kind): expected_seconds(spec, work, on_card=on_card, record=record, link=link, kind=kind)
-        for kind in {card.kind for card in cards}
+        str(card.kind): expected_seconds(
+            spec, work, on_card=on_card, record=records[card.name], link=link, kind=card.kind
+        )
+        for card in {card.kind: card for card in cards}.values()
     }
 
 

@@ -279,8 +279,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _cards(options: argparse.Namespace) -> int:
-    from launcher.cards import labels, local_cards, resources
+    from launcher.cards import gpus, labels, local_cards, resources
+    from training.cuda.fitness import require_fitting_torch
 
+    if gpus():
+        require_fitting_torch()  # a PC whose cards cannot be used stays out of a cluster, and says why
     cards = local_cards(options.gib)
     # `ray start` takes labels as name=value,...
     print(

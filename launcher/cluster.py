@@ -62,7 +62,7 @@ class Cluster:
         """Nodes that did not answer when they were asked last."""
         self.cards, self.nodes = self.look([])
         try:
-            require_cards(self.cards, ray.nodes())
+            require_cards(self.cards, ray.nodes(), virtual=self.kind)
         except UserError:
             ray.shutdown()
             raise

@@ -71,12 +71,9 @@ def costs_on(kind: CardKind | None, precision: str) -> Quantities:
     return replace(CARD, operations=CARD.operations * factor, evaluated_operations=CARD.evaluated_operations * factor)
 
 
-def record_of(cards: Sequence[Card], *, on_card: bool) -> CardRecord | None:
-    """Return what was measured of what jobs run on, where that is one kind of card, or this machine's CPU."""
-    if not on_card:
-        return cpu_record()
-    names = {card.name for card in cards}
-    return card_record(names.pop()) if len(names) == 1 else None
+def records_of(cards: Sequence[Card], *, on_card: bool) -> dict[str, CardRecord | None]:
+    """Return name of a card -> what was measured of its kind, if it was; virtual cards have this machine's CPU."""
+    return {name: card_record(name) if on_card else cpu_record() for name in {card.name for card in cards}}
 
 
 def expected_seconds(

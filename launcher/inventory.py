@@ -92,10 +92,12 @@ def _labelled(found: Mapping[str, str], index: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def require_cards(cards: Sequence[Card], nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError where a cluster has none; `nodes` are those of `ray.nodes()`."""
+def require_cards(cards: Sequence[Card], nodes: Sequence[Mapping[str, Any]], *, virtual: bool | None) -> None:
+    """Raise UserError where a cluster has none; `nodes` are those of `ray.nodes()`, `virtual` as in cluster_cards."""
     if cards:
         return
+    if virtual and cluster_cards(nodes, {}, {})[0]:
+        raise UserError("virtual_cards is true, and the PCs of this cluster announce real cards alone. Leave it out.")
     if any(OLD_RESOURCE.fullmatch(name) for node in nodes if node["Alive"] for name in node["Resources"]):
         raise UserError(
             "The Ray cluster was started by an older Shoal, which announced cards in GiB (card0_gib). Install this "

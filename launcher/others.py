@@ -114,7 +114,10 @@ class Rivals:
     def _of_higher_priority(self, name: str, answer: dict[str, Any]) -> list[Request]:
         if answer.get("priority", self.priority) <= self.priority:
             return []
-        waiting = [Request.of(request) for request in answer["waiting"]]
+        try:
+            waiting = [Request.of(request) for request in answer["waiting"]]
+        except (TypeError, KeyError):  # another version of Shoal, whose requests are others
+            return []
         # Jobs of two studies may have one name.
         return [item.renamed(f"{name} {item.job}", answer["priority"]) for item in waiting]
 

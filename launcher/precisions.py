@@ -24,7 +24,7 @@ ChooseAmong = Callable[[StudyJob, Sequence[Card], str], Choice]
 def by_precision(job: StudyJob, cards: Sequence[Card], *, on_card: bool) -> Mapping[str, list[Card]]:
     """Return precision -> the cards that a job is to be planned for in it, those of the fastest card first; "" where
     the cards do not decide on it: the study does, or the ranks run on the CPU."""
-    if not on_card or job.spec.model.dtype != "auto":
+    if not on_card or not cards or job.spec.model.dtype != "auto":
         return {"": list(cards)}
     found: dict[str, list[Card]] = {}
     for card in sorted(cards, key=lambda card: -relative_speed(card.kind)):

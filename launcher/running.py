@@ -148,8 +148,11 @@ def smaller_plan(running: RunningJob) -> Plan | None:
 
 def asked_again(running: RunningJob) -> Request:
     """Return what a job that tries again asks for: what it had, or more of each card where it ran out of that."""
-    asked, plan = running.placement.request, smaller_plan(running)
-    return replace(asked, card_gib=plan.card_gib) if plan and plan.card_gib > asked.card_gib else asked
+    # In no other way than it ran: its checkpoint and its plan are of that precision.
+    asked, plan = replace(running.placement.request, instead=()), smaller_plan(running)
+    if plan is None or plan.card_gib <= asked.card_gib:
+        return asked
+    return replace(asked, card_gib=min(plan.card_gib, *(card.size for card in running.placement.cards)))
 
 
 def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> RunResult:
@@ -157,7 +160,7 @@ def result_of(running: RunningJob, planned: Planned, restarts: list[str]) -> Run
     known: dict[str, Any] = {}
     expected: dict[str, float] = {}
     if isinstance(planned, Choice):
-        expected = {"expected_seconds": round(planned.seconds, 2)}
+        expected = {"expected_seconds": round(running.placement.seconds, 2)}
         memory = planned.forecast.memory
         known = {"forecast": {"card": memory.card, "host": memory.host}, "setting": planned.setting.to_dict()}
     return replace(

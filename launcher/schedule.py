@@ -158,7 +158,7 @@ class Scheduler:
         for placement in placements:
             if placement.job in self.ahead:  # its room was kept while ours were placed
                 self.end(placement.job)
-                self.submit(placement.request)
+                self.submit(self.ahead[placement.job])  # with its other ways, of which the placement has one
         return [placement for placement in placements if placement.job not in self.ahead]
 
     def _place(self, now: float) -> list[Placement]:

@@ -39,7 +39,7 @@ def keep(running: RunningJob, choice: Choice, result: RunResult, study: str) -> 
             num_ranks=result.num_ranks,
             forecast_bytes=forecast.card_bytes if on_card else forecast.host_bytes,
             bytes=memory.get("gpu_bytes" if on_card else "host_bytes", 0),
-            expected_seconds=round(choice.seconds, 2),
+            expected_seconds=round(running.placement.seconds, 2),
             seconds=0.0 if went_on else round(running.seconds, 2),
             time_was_measured=choice.is_measured,
             memory=memory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ class Plan:
 
     def with_more(self, phase: str, step: int, error: str, had_gib: float, card_gib: float) -> Plan:
         """Return the same plan on more of a card: what was reserved did not do, and the card has room."""
-        changes = {"card_gib": round(card_gib, 3)}
-        return self._changed(phase, step, error, changes, {"card_gib": round(had_gib, 3)})
+        # Whole MiB, rounded down: all of a card is the most that can be had, and a thousandth more never.
+        had, more = (math.floor(gib * 1024) / 1024 for gib in (had_gib, card_gib))
+        return self._changed(phase, step, error, {"card_gib": more}, {"card_gib": had})
 
     def _changed(self, phase: str, step: int, error: str, changes: dict[str, Any], had: dict[str, Any]) -> Plan:
         said = {name: [had[name], value] for name, value in changes.items()}
@@ -88,7 +90,7 @@ class RetryWith(ShoalError):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         last = plan.retries[-1]
-        changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in last["changes"].items())
+        changes = ", ".join(f"{name} {round(old, 3)} -> {round(new, 3)}" for name, (old, new) in last["changes"].items())
         super().__init__(f"out of memory in {last['phase']}, step {last['step']}; trying again with {changes}")
 
 

@@ -76,8 +76,8 @@ def test_out_of_memory_at_the_limit_asks_for_more_of_the_card_and_keeps_the_batc
     error = OutOfMemory(phase, 7, RuntimeError("CUDA out of memory"))
     retry = rank.retry_or_give_up(PLAN, error, ranks_of(4.0, 11.7))
     assert isinstance(retry, RetryWith) and "card_gib 4.0 -> 4.6" in str(retry)
-    assert retry.plan == replace(PLAN, card_gib=4.6, retries=retry.plan.retries)
-    assert retry.plan.retries[0]["changes"] == {"card_gib": [4.0, 4.6]}
+    assert retry.plan == replace(PLAN, card_gib=4710 / 1024, retries=retry.plan.retries)
+    assert retry.plan.retries[0]["changes"] == {"card_gib": [4.0, 4710 / 1024]}
     # With all of the card it is the batch that gets smaller; a base that does not load is given up.
     last = rank.retry_or_give_up(PLAN, error, ranks_of(11.7, 11.7))
     if phase == "loading the model":
@@ -128,7 +128,16 @@ def test_a_job_that_needs_more_of_a_card_waits_for_more() -> None:
     assert asked_again(running) == placement.request
     plan = PLAN.with_more("training", 3, "out of memory", 4.0, 4.6)
     running.outcomes[0] = {"ok": False, "error": "", "plan": plan.__dict__}
-    assert asked_again(running) == replace(placement.request, card_gib=4.6)
+    assert asked_again(running) == replace(placement.request, card_gib=4710 / 1024)
+    # All of a card of 12,005 MiB is no more than that, and the job stays in the precision it has trained in.
+    size = 12005 / 1024
+    assert PLAN.with_more("training", 3, "out of memory", 11.0, size).card_gib == size
+    cards = tuple(replace(card, size=size, gib=size) for card in placement.cards)
+    request = replace(placement.request, instead=(replace(placement.request, precision="fp16"),))
+    running.placement = Placement(request=request, cards=cards)
+    plan = PLAN.with_more("training", 3, "out of memory", 11.0, 12.0)
+    running.outcomes[0] = {"ok": False, "error": "", "plan": plan.__dict__}
+    assert asked_again(running) == replace(placement.request, card_gib=size)
 
 
 def test_segments_expand_unless_the_user_says_otherwise() -> None:

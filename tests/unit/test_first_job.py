@@ -11,7 +11,7 @@ import pytest
 
 from launcher import calibrate
 from launcher.cards import Card, LocalCard
-from launcher.cost import CARD, record_of
+from launcher.cost import CARD, records_of
 from training.calibration.record import CardRecord
 from training.errors import ShoalError
 
@@ -67,12 +67,12 @@ def test_cards_are_planned_by_the_record_of_their_name(said: Said) -> None:
         node_id="a", host="a", index=0, size=8.0, gib=8.0, num_threads=8, is_virtual=False,
         name="NVIDIA_GeForce_RTX_3060_Ti",  # as a label of Ray's has it
     )  # fmt: skip
-    assert record_of([card], on_card=True) is None
+    assert records_of([card], on_card=True) == {card.name: None}
     RECORD.save()
     replace(RECORD, torch="2.9.0").save()
-    assert record_of([card], on_card=True) == RECORD
-    assert record_of([replace(card, name="NVIDIA_GeForce_RTX_3060")], on_card=True) is None
-    assert record_of([card], on_card=False) is None  # the CPU is not measured
+    other = replace(card, name="NVIDIA GeForce RTX 4090")
+    assert records_of([card, other], on_card=True) == {card.name: RECORD, other.name: None}
+    assert records_of([card], on_card=False) == {card.name: None}  # the CPU is not measured
 
 
 def test_a_calibration_that_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_a_free_card_is_left_to_the_study_of_higher_priority_until_it_wants_it_n
     assert names(planner.start(3.0)) == ["c"]
 
 
+def test_a_study_ahead_keeps_its_room_in_whatever_precision_it_would_take_it() -> None:
+    card = Card(
+        node_id="n", host="n", index=0, size=8.0, gib=8.0, num_threads=1, is_virtual=False, name="RTX 2060",
+        capability=(7, 5),
+    )  # fmt: skip
+    node = Node(node_id="n", host="n", total_gib=64.0, host_gib=64.0, cores=16)
+    planner = Scheduler([card], {"n": node})
+    planner.submit(asks("mine"))
+    bf16 = asks("other", priority=1, precision="bf16")
+    planner.give_way([replace(bf16, instead=(replace(bf16, precision="fp16"),))])
+    assert planner.start(0.0) == [] == planner.start(1.0)
+    planner.give_way([])
+    assert names(planner.start(2.0)) == ["mine"]
+
+
 def test_what_the_others_leave_free_is_taken() -> None:
     planner = scheduler(8, 12)
     planner.give_way([asks("other", 11.0, priority=1)])

@@ -164,14 +164,21 @@ def test_a_cluster_that_announces_no_card_is_told_how() -> None:
     nodes = [{**node("a"), "Resources": {"CPU": 2.0}}]
     cards, _ = cluster_cards(nodes, {}, {})
     with pytest.raises(UserError, match=r"ray start .*card0_mib"):
-        require_cards(cards, nodes)
+        require_cards(cards, nodes, virtual=None)
 
 
 def test_a_cluster_of_an_older_shoal_is_told_to_start_anew() -> None:
     nodes = [{**node("a"), "Resources": {"CPU": 2.0, "card0_gib": 8.0}}]
     cards, _ = cluster_cards(nodes, {}, {})
     with pytest.raises(UserError, match=r"older Shoal.*start Ray there again"):
-        require_cards(cards, nodes)
+        require_cards(cards, nodes, virtual=None)
+
+
+def test_a_cluster_of_real_cards_is_no_place_for_virtual_ones() -> None:
+    nodes = [node("gpu", GPU=2.0)]
+    cards, _ = cluster_cards(nodes, {}, {}, virtual=True)
+    with pytest.raises(UserError, match=r"virtual_cards is true.*Leave it out"):
+        require_cards(cards, nodes, virtual=True)
 
 
 def test_virtual_cards_keep_no_real_ones_waiting_nor_take_their_place_later() -> None:
