@@ -1,6 +1,6 @@
 """The scheduler on simulated clusters: how close to the shortest possible study, and how long it takes to decide.
 
-    python benchmarks/scheduling.py             # two clusters, about a minute; writes benchmarks/results/scheduling.*
+    python benchmarks/scheduling.py             # four clusters; writes benchmarks/results/scheduling.*
 
 A discrete-event simulation around the launcher's own `Scheduler`: jobs draw their memory from what LLaMA-1B to 8B jobs
 take and their time from a log-normal distribution; how long one really runs differs from what was expected. Beside it

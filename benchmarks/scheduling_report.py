@@ -77,7 +77,7 @@ def _draw(path: Path, gantt: Mapping[str, Sequence[Any]]) -> None:
                     [(run.begin / 3600, (run.end - run.begin) / 3600)], (bases[card.key] + low, height),
                     facecolor=colours[number % len(colours)], edgecolor="white", linewidth=0.2,
                 )  # fmt: skip
-        axis.set_yticks([bases[card.key] + card.size / 2 for card in cards], [f"{card.size} GiB" for card in cards])
+        axis.set_yticks([bases[card.key] + card.size / 2 for card in cards], [f"{card.size:.0f} GiB" for card in cards])
         axis.set_ylim(-1, base)
         axis.set_title(f"{NAMES[name]}: the last of {len(runs)} jobs ends after "
                        f"{max(run.end for run in runs) / 3600:.1f} hours")  # fmt: skip
