@@ -14,7 +14,7 @@ import heapq
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.board import TOLERANCE, Board, Placement, Request
 from launcher.cards import Card, CardKey, Node
@@ -44,6 +44,9 @@ class Hold:
     seconds: float = 0.0
     """Expected there."""
     keys: frozenset[CardKey] = frozenset()
+    latest: float = float("inf")
+    """When the job would have ended if it waited for whichever cards are best, those held for others among them: it is
+    put on no card on which it ends later."""
 
     def ends(self, now: float) -> float:
         """Return when the job can be expected to have ended there."""
@@ -175,7 +178,7 @@ class Scheduler:
             if placement is None and without_room < MOST_HOLDS:
                 hold = self._hold(without_room, request, held, now)
                 # On cards where it ends no later than if it waited; where nothing runs, nobody is to be waited for.
-                placement = self._find(request, held, now, hold.ends(now))
+                placement = self._find(request, held, now, hold.latest)
                 if placement is None and not self.running:
                     placement = self._find(request, held, now, float("inf"))
                 if placement is None:
@@ -261,19 +264,30 @@ class Scheduler:
         """
         if index < len(self.holds) and self.holds[index].job == request.job:
             return self.holds[index]
-        best = Hold(job=request.job)
+        best = behind = Hold(job=request.job)
         for option in request.options:
             for kind, order in self.board.by_kind.items():
                 if option.holds_on(kind):
-                    free = [key for _, key in order if key not in held and key[0] not in self.avoided]
-                    found = self._soonest(option, [key for key in free if self._is_large(key, option)], now)
+                    there = [key for _, key in order if key[0] not in self.avoided and self._is_large(key, option)]
+                    found = self._soonest(option, [key for key in there if key not in held], {}, now)
                     best = min(best, found, key=lambda hold: hold.ends(now))
+                    behind = min(behind, self._soonest(option, there, held, now), key=lambda hold: hold.ends(now))
+        if behind.ends(now) < best.ends(now):  # cards that it would better not have are kept free for nobody
+            best = Hold(job=request.job, latest=behind.ends(now))
+        else:
+            best = replace(best, latest=best.ends(now))
         self.holds[index:] = [best]
         return best
 
-    def _soonest(self, request: Request, keys: Iterable[CardKey], now: float) -> Hold:
-        """Return those of these equal cards on which a job is expected to start the soonest; none where too few are."""
-        times = sorted((self._room_at(key, request, now), key) for key in keys)[: request.num_ranks]
+    def _soonest(self, request: Request, keys: Iterable[CardKey], held: Mapping[CardKey, Hold], now: float) -> Hold:
+        """Return those of these equal cards on which a job is expected to start the soonest, after the jobs that some
+        are held for; none where too few are."""
+
+        def room_at(key: CardKey) -> float:
+            room = self._room_at(key, request, now)
+            return max(room, held[key].ends(now)) if key in held else room
+
+        times = sorted((room_at(key), key) for key in keys)[: request.num_ranks]
         if len(times) < request.num_ranks:
             return Hold(job=request.job)
         until, last = times[-1]

@@ -90,7 +90,9 @@ class RetryWith(ShoalError):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         last = plan.retries[-1]
-        changes = ", ".join(f"{name} {round(old, 3)} -> {round(new, 3)}" for name, (old, new) in last["changes"].items())
+        changes = ", ".join(
+            f"{name} {round(old, 3)} -> {round(new, 3)}" for name, (old, new) in last["changes"].items()
+        )
         super().__init__(f"out of memory in {last['phase']}, step {last['step']}; trying again with {changes}")
 
 

@@ -111,8 +111,10 @@ sys.stdin.read()
 
 
 def test_a_job_on_two_nodes_of_which_one_goes_is_planned_again_for_the_other(workplace: Path) -> None:
-    """One job and two equal cards: it spreads over both. On the one that is left it goes on with one rank."""
-    study = write_study(workplace, lora={"r": fake_rank.WAITS_FOR_COMPANY, "lora_dropout": 0.0})
+    """One job and two equal cards: it spreads over both, for it is long. On the one that is left it goes on with one
+    rank."""
+    long = {"num_train_epochs": 10_000}
+    study = write_study(workplace, lora={"r": fake_rank.WAITS_FOR_COMPANY, "lora_dropout": 0.0}, training=long)
     content = yaml.safe_load(study.read_text())
     del content["deepspeed"]
     study.write_text(yaml.safe_dump(content))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.scheduling import planned
+from benchmarks.scheduling import CLUSTERS, draw_jobs, planned, simulate
 from benchmarks.scheduling_bound import shortest
 from launcher.board import Placement, Request
 from launcher.cards import Card, Node
@@ -52,6 +52,15 @@ def test_where_much_waits_slow_cards_work_too() -> None:
     jobs = [Request(job=f"job{number}", card_gib=11.0, seconds=1000.0) for number in range(40)]
     placed = started(scheduler(read_cards("3060,4090"), *jobs).start(0.0))
     assert sorted(placed.values()) == ["RTX 3060", "RTX 4090", "RTX 4090"]
+
+
+def test_a_wide_job_takes_no_slow_cards_because_others_hold_the_fast_ones() -> None:
+    """With this draw a job of four ranks ran on the slowest cards until twice the bound, the last by far to end."""
+    cards, nodes = CLUSTERS[1].build()
+    jobs, misjudged = draw_jobs(1000, 2, {card.kind for card in cards})
+    runs, _ = simulate(Scheduler(cards, nodes), jobs, misjudged)
+    assert len(runs) == 1000
+    assert max(run.end for run in runs) < 1.15 * shortest(jobs, misjudged, cards)
 
 
 def test_equal_cards_that_a_job_may_have_count_by_their_speed() -> None:
