@@ -121,6 +121,8 @@ class Simulation:
     """Values of the largest of their parameters."""
     base_on_card: int
     """Bytes of the base that stay on the card."""
+    pinned: tuple[int, ...] = ()
+    """Bytes of each tensor that DeepSpeed pins itself, in its order."""
 
     def largest(self) -> dict[str, dict[str, dict[str, int]]]:
         """Return phase -> "card" or "host" -> cause -> bytes of the site that has most there."""
@@ -144,6 +146,8 @@ def extrapolate(
     trained = _line(shallow.trained, deep.trained, depth, layers)
     if trained > bucket or not any(FORWARD in site for site in shallow.peaks["training"]):
         return None
+    if len(shallow.pinned) != len(deep.pinned):
+        return None
     peaks: Peaks = {}
     for phase, sites in shallow.peaks.items():
         ends = {site for site in sites if BETWEEN not in site}
@@ -166,6 +170,7 @@ def extrapolate(
         trained=trained,
         largest_trained=shallow.largest_trained,
         base_on_card=_line(shallow.base_on_card, deep.base_on_card, depth, layers),
+        pinned=tuple(_line(few, more, depth, layers) for few, more in zip(shallow.pinned, deep.pinned, strict=True)),
     )
 
 

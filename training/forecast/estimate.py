@@ -44,6 +44,7 @@ PROCESS = 1024 * MIB
 `make demo` peak at 0.82 to 0.95 GiB in all, with 0.03 GiB of tensors."""
 MARGIN = "safety margin"
 
+ROUNDED = "pinned memory, rounded up"
 WRITTEN, KEPT = "checkpoint being written", "best weights kept"
 
 
@@ -227,6 +228,10 @@ def _add_up(simulation: Simulation, spec: JobSpec, *, dtype: str, world_size: in
         saving[WRITTEN] = saving.get(WRITTEN, 0) + 12 * simulation.largest_trained
     if on_card and spec.model.quantization == "none":
         phases["loading"].setdefault("host", {})["weights on their way to the card"] = simulation.base_on_card
+    # Blocks of a power of two are what PyTorch's allocator of pinned memory gives; they stay to the end.
+    rounded = sum((1 << max(0, size - 1).bit_length()) - size for size in simulation.pinned)
+    for causes in phases.values() if rounded else ():
+        causes.setdefault("host", {})[ROUNDED] = rounded
     tensors = {
         name: {place: sum(causes.values()) for place, causes in places.items()} for name, places in phases.items()
     }

@@ -26,7 +26,7 @@ from training.forecast.base import fake_base, fake_base_in_layers, stand_ins
 from training.forecast.depth import Peaks, Simulation, mark_layers
 from training.forecast.estimate import Shape
 from training.forecast.live import LiveBytes
-from training.forecast.world import CARD, fake_world
+from training.forecast.world import CARD, PINNED, fake_world
 from training.fused import plain_rotary
 from training.loop import optimizer_step
 from training.model import add_adapter
@@ -89,7 +89,8 @@ def simulate(
         _verify(spec, config, dtype, shape, device, live)
         phases.end("verifying")
     return Simulation(
-        peaks=phases.peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card
+        peaks=phases.peaks, trained=sum(trained), largest_trained=max(trained), base_on_card=base_on_card,
+        pinned=tuple(PINNED),
     )  # fmt: skip
 
 

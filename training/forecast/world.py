@@ -28,6 +28,10 @@ CHECKED_BY = ("stage3", "partition_parameters", "partitioned_param_coordinator")
 """DeepSpeed's modules in which ranks compare notes, which a fake group cannot answer."""
 
 
+PINNED: list[int] = []
+"""Bytes of each tensor that DeepSpeed has pinned in host memory, for good, in this process."""
+
+
 @contextmanager
 def fake_world(world_size: int, *, on_card: bool, has_varlen: bool = True) -> Iterator[tuple[Ranks, torch.device]]:
     """Be rank 0 of a job in which tensors have shapes only; yields the rank and its device.
@@ -175,10 +179,9 @@ def _card_accelerator() -> Any:
             return tensor.device.type == CARD
 
         def pin_memory(self, tensor: Tensor, align_bytes: int = 1) -> Tensor:
-            """PyTorch's allocator of pinned memory gives blocks of a power of two."""
-            size = tensor.numel() * tensor.element_size()
-            block = torch.empty(1 << max(0, size - 1).bit_length(), dtype=torch.uint8)
-            return block[:size].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            """Note the size: what PyTorch's allocator rounds it up by is added once the whole model's is known."""
+            PINNED.append(tensor.numel() * tensor.element_size())
+            return tensor.clone()
 
         def is_pinned(self, tensor: Tensor) -> bool:
             return tensor.device.type == "cpu"
