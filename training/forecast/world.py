@@ -152,7 +152,8 @@ def _by_way_of_cpu(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(create)
     def tensor(*arguments: Any, device: Any = None, **options: Any) -> Tensor:
-        return create(*arguments, **options).to(device or "cpu")
+        made = create(*arguments, **options)
+        return made if device is None else made.to(device)
 
     return tensor
 
